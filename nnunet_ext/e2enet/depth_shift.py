@@ -1,0 +1,101 @@
+"""Restricted depth shift (E2ENet, section 2.3): groups of channels see their neighbouring slices, at no parameter.
+
+With shift size m the channels are cut into 2m+1 contiguous groups, and group k is moved by k-m slices along the axis
+on which the convolution kernel is 1. What lies outside of the volume is zero. A kernel-(1,3,3) convolution over the
+shifted channels then reads 2m+1 slices.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+ChannelSplit = Literal["balanced", "reference"]
+
+
+def group_sizes(channels: int, groups: int, split: ChannelSplit = "balanced") -> list[int]:
+    """Channels in each group.
+
+    "balanced": sizes differ by one at most, larger ones first (`torch.tensor_split`).
+    "reference": the authors' rule, groups of ceil(channels/groups) (`torch.chunk`), which may give fewer groups.
+    """
+    if split == "reference":
+        size = -(-channels // groups)
+        return [min(size, channels - start) for start in range(0, channels, size)]
+    return [channels // groups + (k < channels % groups) for k in range(groups)]
+
+
+def channel_shifts(channels: int, shift_size: int, split: ChannelSplit = "balanced") -> list[tuple[int, int]]:
+    """`[(number of channels, shift in voxels), ...]` in channel order.
+
+    Empty where nothing is shifted: `shift_size` 0, and, with the balanced split, fewer channels than groups (a
+    one-channel image would be displaced as a whole).
+    """
+    groups = 2 * shift_size + 1
+    if shift_size == 0 or (split == "balanced" and channels < groups):
+        return []
+    return [(size, k - shift_size) for k, size in enumerate(group_sizes(channels, groups, split))]
+
+
+def depth_shift(x: Tensor, shift_size: int = 1, axis: int = 0, split: ChannelSplit = "balanced") -> Tensor:
+    """Shifts channel groups of `x [B, C, D, H, W]` along the spatial `axis` (0 = D). Returns the same shape.
+
+    For three channels and shift size 1: out[0, d] = x[0, d+1], out[1, d] = x[1, d], out[2, d] = x[2, d-1].
+    """
+    return shifted_concat([x], channel_shifts(x.shape[1], shift_size, split), axis)
+
+
+def shifted_concat(sources: list[Tensor], shifts: list[tuple[int, int]], axis: int = 0) -> Tensor:
+    """`depth_shift` of `torch.cat(sources, 1)`, written in one pass. `sources`: tensors `[B, C_i, D, H, W]`."""
+    if not shifts:
+        return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
+    return _ShiftedConcat.apply(_segments([s.shape[1] for s in sources], shifts), axis + 2, *sources)
+
+
+def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
+    """Runs of channels with one source and one shift: (source, first, end, first in the output, shift)."""
+    runs = []
+    group, left, start = 0, shifts[0][0], 0
+    for source, count in enumerate(channels):
+        first = 0
+        while first < count:
+            size = min(left, count - first)
+            runs.append((source, first, first + size, start, shifts[group][1]))
+            first, start, left = first + size, start + size, left - size
+            if left == 0 and group + 1 < len(shifts):
+                group, left = group + 1, shifts[group + 1][0]
+    return tuple(runs)
+
+
+def _copy_shifted(out: Tensor, x: Tensor, shift: int, dim: int) -> None:
+    """out[d] = x[d - shift], zero where d - shift lies outside."""
+    depth = x.shape[dim]
+    kept = max(0, depth - abs(shift))
+    to, start = (depth - kept, 0) if shift > 0 else (0, depth - kept)
+    out.narrow(dim, to, kept).copy_(x.narrow(dim, start, kept))
+    out.narrow(dim, 0 if shift > 0 else kept, depth - kept).zero_()
+
+
+class _ShiftedConcat(torch.autograd.Function):
+    """Concatenates and shifts without intermediate copies; the backward pass is the same with opposite shifts."""
+
+    @staticmethod
+    def forward(ctx: Any, segments: tuple, dim: int, *sources: Tensor) -> Tensor:
+        ctx.segments, ctx.dim = segments, dim
+        ctx.sources = [(s.shape, s.dtype) for s in sources]
+        dtype = sources[0].dtype
+        for source in sources[1:]:
+            dtype = torch.promote_types(dtype, source.dtype)
+        shape = list(sources[0].shape)
+        shape[1] = sum(s.shape[1] for s in sources)
+        out = sources[0].new_empty(shape, dtype=dtype)
+        for source, first, end, start, shift in segments:
+            _copy_shifted(out[:, start : start + end - first], sources[source][:, first:end], shift, dim)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        grads = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.sources]
+        for source, first, end, start, shift in ctx.segments:
+            _copy_shifted(grads[source][:, first:end], grad[:, start : start + end - first], -shift, ctx.dim)
+        return (None, None, *grads)

@@ -1,0 +1,333 @@
+"""The E2ENet network: backbone, fusion grid, heads (Wu et al., E2ENet, NeurIPS 2024, arXiv 2312.04727).
+
+With L levels, stage 0 is the backbone x^{0,l}, l = 0..L-1. Stage j = 1..L-1 has the nodes x^{j,l}, l = 0..L-1-j, each
+fusing three directions of the stage before it, concatenated in this order:
+
+    forward x^{j-1,l} | up ConvT(x^{j-1,l+1}) | down MaxPool(x^{j-1,l-1}), the last for l >= 1 only
+
+The last node of each level (l + j = L-1) has a second convolution, and all of them but the lowest a head. Where the
+paper's text and the authors' published counts disagree, this follows the counts: an up path that reduces to the
+node's own width, masked transposed convolutions, and the second convolution.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
+from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
+from nnunet_ext.errors import ConfigurationError
+
+NEGATIVE_SLOPE = 0.01
+KERNELS = ([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3])
+
+
+class ConvBlock(nn.Module):
+    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        shift_size: int,
+        split: ChannelSplit,
+        masked: bool,
+    ) -> None:
+        super().__init__()
+        restricted = 1 in kernel_size
+        self.shift_axis = list(kernel_size).index(1) if restricted else 0
+        self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
+        conv: type[nn.Conv3d] = MaskedConv3d if masked else nn.Conv3d
+        self.conv = conv(
+            in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size)
+        )
+        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """`sources`: tensors `[B, C_i, D, H, W]` -> `[B, C_out, D', H', W']`."""
+        return self.act(self.norm(self.conv(shifted_concat(list(sources), self.shifts, self.shift_axis))))
+
+
+class FusionNode(nn.Module):
+    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels."""
+
+    def __init__(
+        self,
+        width: int,
+        width_below: int,
+        width_above: int | None,
+        up_stride: Sequence[int],
+        down_stride: Sequence[int] | None,
+        last: bool,
+        kernel_size: Sequence[int],
+        shift_size: int,
+        split: ChannelSplit,
+        masked: bool,
+    ) -> None:
+        super().__init__()
+        up: type[nn.ConvTranspose3d] = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
+        self.up = up(width_below, width, tuple(up_stride), tuple(up_stride), bias=False)
+        self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
+        # Columns of the first convolution: forward, up, down.
+        self.directions = [width, width, width_above or 0]
+        widths = [sum(self.directions)] + [width] * (2 if last else 1)
+        self.convs = nn.ModuleList(
+            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, masked)
+            for c_in, c_out in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, forward: Tensor, below: Tensor, above: Tensor | None) -> Tensor:
+        """`forward`: this level of the stage before; `below`: one level coarser; `above`: one level finer."""
+        sources = [forward, self.up(below)]
+        if self.down is not None:
+            sources.append(self.down(above))
+        x = self.convs[0](*sources)
+        return self.convs[1](x) if len(self.convs) == 2 else x
+
+
+class E2ENet(nn.Module):
+    """E2ENet for 3D volumes.
+
+    Args:
+        input_channels: C of the input.
+        num_classes: K of the logits (regions or classes with background).
+        strides: one `[d, h, w]` per level; the first is `[1, 1, 1]`, the others divide the level above.
+        features_per_stage: channels per level; default `min(base_features * 2**level, max_features)`.
+        base_features, max_features: the default's width (48 and 320 in the paper).
+        deep_supervision: return a list of L-2 logits, highest resolution first.
+        sparsity: share of inactive kernels in the fusion, strictly between 0 and 1, or None for the dense network.
+        density_overrides: `{"48": 0.2}` gives the fusion convolutions with 48 output channels density 0.2 instead.
+        kernel_size: `[1, 3, 3]`, or the ablations `[3, 1, 3]`, `[3, 3, 1]`, `[3, 3, 3]`. The shift runs along the
+            axis of the 1. With `[3, 3, 3]` nothing is shifted, and, as in the paper's tables, only the backbone and
+            the last node of each level have this kernel; the other nodes have `[1, 3, 3]`.
+        shift_size: m; channels are shifted by -m..m slices; 0 = no shift.
+        channel_split: "balanced" groups, or "reference" for the authors' chunk rule (see `depth_shift`).
+
+    Any patch is accepted: it is padded with zeros at the end to a multiple of the strides, and the logits are cropped.
+
+    Raises:
+        ConfigurationError: what cannot work, in words.
+    """
+
+    supports_2d = False
+    supports_compile = True
+    supports_deep_supervision = True
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        strides: Sequence[Sequence[int]],
+        features_per_stage: Sequence[int] | None = None,
+        base_features: int = 48,
+        max_features: int = 320,
+        deep_supervision: bool = False,
+        sparsity: float | None = 0.8,
+        density_overrides: Mapping[str, float] | None = None,
+        kernel_size: Sequence[int] = (1, 3, 3),
+        shift_size: int = 1,
+        channel_split: ChannelSplit = "balanced",
+    ) -> None:
+        super().__init__()
+        self.strides = _checked_strides(strides)
+        levels = len(self.strides)
+        if features_per_stage is None:
+            features_per_stage = [min(base_features * 2**level, max_features) for level in range(levels)]
+        self.features_per_stage = widths = list(features_per_stage)
+        kernel_size = list(kernel_size)
+        _check_options(levels, widths, sparsity, density_overrides, kernel_size, shift_size, channel_split)
+        self.input_channels, self.num_classes = input_channels, num_classes
+        self.deep_supervision = deep_supervision
+        self.sparsity = sparsity
+        self.density_overrides = dict(density_overrides or {})
+
+        def block(c_in: int, c_out: int, stride: Sequence[int]) -> ConvBlock:
+            return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split, masked=False)
+
+        self.backbone = nn.ModuleList(
+            nn.Sequential(block(c_in, c_out, stride), block(c_out, c_out, (1, 1, 1)))
+            for c_in, c_out, stride in zip([input_channels, *widths], widths, self.strides, strict=False)
+        )
+        self.fusion = nn.ModuleList()
+        for stage in range(1, levels):
+            nodes = nn.ModuleList()
+            for level in range(levels - stage):
+                last = level + stage == levels - 1
+                nodes.append(
+                    FusionNode(
+                        widths[level],
+                        widths[level + 1],
+                        widths[level - 1] if level else None,
+                        self.strides[level + 1],
+                        self.strides[level] if level else None,
+                        last,
+                        kernel_size if last or 1 in kernel_size else [1, 3, 3],
+                        shift_size if 1 in kernel_size else 0,
+                        channel_split,
+                        masked=sparsity is not None,
+                    )
+                )
+            self.fusion.append(nodes)
+        # nnU-Net skips "*.seg_layers.*" when it loads pretrained weights.
+        self.heads = nn.Module()
+        self.heads.seg_layers = nn.ModuleList(
+            nn.Conv3d(widths[level], num_classes, 1, bias=False) for level in range(levels - 2)
+        )
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Kaiming-normal weights, zero biases, and random masks of the exact density (paper, section 2.2)."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+                nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.sparsity is not None:
+            for _, module in masked_modules(self):
+                density = 1 - self.sparsity
+                if isinstance(module, nn.Conv3d):
+                    density = self.density_overrides.get(str(module.out_channels), density)
+                module.randomize_mask(density)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """`x [B, C, D, H, W]` -> logits `[B, K, D, H, W]`; with deep supervision a list, highest resolution first."""
+        size = x.shape[2:]
+        self.check_patch_size(size)
+        x = self._pad(x)
+        features = []
+        for stage in self.backbone:
+            x = stage(x)
+            features.append(x)
+        ends = []  # the lowest node of each stage, the last node of its level; level 0 comes last
+        for nodes in self.fusion:
+            features = [
+                node(features[level], features[level + 1], features[level - 1] if level else None)
+                for level, node in enumerate(nodes)
+            ]
+            ends.append(features[-1])
+        heads = self.heads.seg_layers if self.deep_supervision else self.heads.seg_layers[:1]
+        logits = [self._crop(head(ends[-1 - level]), size, level) for level, head in enumerate(heads)]
+        return logits if self.deep_supervision else logits[0]
+
+    def check_patch_size(self, patch_size: Sequence[int]) -> None:
+        """Raises a `ConfigurationError` where InstanceNorm would get a single voxel at the lowest level."""
+        lowest = [math.ceil(p / f) for p, f in zip(patch_size, self._total_stride(-1), strict=True)]
+        if math.prod(lowest) < 2:
+            raise ConfigurationError(
+                f"Patch {list(patch_size)} is too small for strides {self.strides}: the lowest level has one voxel, "
+                f"which InstanceNorm cannot normalise. Use a larger patch or fewer levels."
+            )
+
+    def _total_stride(self, level: int) -> list[int]:
+        """Product of the strides down to `level`, per axis."""
+        return [math.prod(axis) for axis in zip(*self.strides[: level % len(self.strides) + 1], strict=True)]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        missing = [-p % f for p, f in zip(x.shape[2:], self._total_stride(-1), strict=True)]
+        if not any(missing):
+            return x
+        return F.pad(x, [n for m in reversed(missing) for n in (0, m)])
+
+    def _crop(self, logits: Tensor, size: Sequence[int], level: int) -> Tensor:
+        """Crops to the size to which nnU-Net samples the target of this level down, round(size / stride)."""
+        target = [max(1, round(s / f)) for s, f in zip(size, self._total_stride(level), strict=True)]
+        d, h, w = target
+        return logits if list(logits.shape[2:]) == target else logits[:, :, :d, :h, :w]
+
+    def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
+        """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels).
+
+        Per block: the shifted or concatenated input, the convolution's output (kept by InstanceNorm) and the activated
+        output; per max-pooling: its int64 indices, counted as two elements per output.
+        """
+        full = [math.ceil(p / f) * f for p, f in zip(patch_size, self._total_stride(-1), strict=True)]
+        voxels = [
+            math.prod(p // f for p, f in zip(full, self._total_stride(level), strict=True))
+            for level in range(len(self.strides))
+        ]
+        total = 0
+        for level, stage in enumerate(self.backbone):
+            for block, at in zip(stage, (max(level - 1, 0), level), strict=True):
+                total += _kept_by_block(block, voxels[at], voxels[level], copied=bool(block.shifts))
+        for nodes in self.fusion:
+            for level, node in enumerate(nodes):
+                total += 2 * node.directions[2] * voxels[level]
+                for k, block in enumerate(node.convs):
+                    total += _kept_by_block(block, voxels[level], voxels[level], copied=k == 0 or bool(block.shifts))
+        return total
+
+    def paper_flops(self, name: str, module: nn.Module, active_kernels: int, output_voxels: int) -> int:
+        """FLOPs of one layer as the papers' tables count them (eq. 5): (2 K active + bias C_out) output voxels.
+
+        A transposed convolution counts all its taps at each output voxel (8x too many for stride 2), and the biases
+        of the backbone are left out; both were inferred from the published figures.
+        """
+        assert isinstance(module, (nn.Conv3d, nn.ConvTranspose3d))
+        taps = math.prod(module.kernel_size)
+        bias = 0 if module.bias is None or name.startswith("backbone") else module.out_channels
+        return (2 * taps * active_kernels + bias) * output_voxels
+
+
+def _kept_by_block(block: nn.Module, input_voxels: int, output_voxels: int, copied: bool) -> int:
+    assert isinstance(block, ConvBlock)
+    copy = block.conv.in_channels * input_voxels if copied else 0
+    return copy + 2 * block.conv.out_channels * output_voxels
+
+
+def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The method's defaults for a plan with these strides, JSON values only. Used by the trainer and the planner."""
+    return {
+        "strides": [list(map(int, stride)) for stride in strides],
+        "features_per_stage": [min(48 * 2**level, 320) for level in range(len(strides))],
+        "sparsity": 0.8,
+    }
+
+
+def _checked_strides(strides: Sequence[Sequence[int]]) -> list[list[int]]:
+    checked = [[int(s) for s in stride] for stride in strides]
+    if any(len(stride) != 3 for stride in checked):
+        raise ConfigurationError(
+            f"E2ENet is a 3D method: every stride needs three numbers, found {checked}. Use a 3d configuration."
+        )
+    if len(checked) < 3:
+        raise ConfigurationError(
+            f"E2ENet needs at least 3 levels, the plan has {len(checked)} (strides {checked}). "
+            f"Its images are too small for this method; use a plan with more levels or another trainer."
+        )
+    if checked[0] != [1, 1, 1] or any(s < 1 for stride in checked for s in stride):
+        raise ConfigurationError(f"The first stride must be [1, 1, 1] and all must be positive, found {checked}.")
+    return checked
+
+
+def _check_options(
+    levels: int,
+    widths: list[int],
+    sparsity: float | None,
+    density_overrides: Mapping[str, float] | None,
+    kernel_size: list[int],
+    shift_size: int,
+    channel_split: str,
+) -> None:
+    if len(widths) != levels or any(not isinstance(w, int) or w < 1 for w in widths):
+        raise ConfigurationError(f"features_per_stage must be {levels} positive integers, one a stride, found {widths}.")
+    if sparsity is not None and (isinstance(sparsity, bool) or not 0 < sparsity < 1):
+        raise ConfigurationError(f"sparsity must lie strictly between 0 and 1 (null for dense), found {sparsity!r}.")
+    for channels, density in (density_overrides or {}).items():
+        if not str(channels).isdigit() or not 0 < density <= 1:
+            raise ConfigurationError(
+                f"density_overrides maps a number of output channels to a density in (0, 1], found {channels}: {density}."
+            )
+    if kernel_size not in KERNELS:
+        raise ConfigurationError(f"kernel_size must be one of {KERNELS}, found {kernel_size}.")
+    if not isinstance(shift_size, int) or isinstance(shift_size, bool) or shift_size < 0:
+        raise ConfigurationError(f"shift_size must be an integer of at least 0, found {shift_size!r}.")
+    if channel_split not in ("balanced", "reference"):
+        raise ConfigurationError(f"channel_split must be 'balanced' or 'reference', found {channel_split!r}.")

@@ -1,0 +1,167 @@
+"""Dynamic sparse feature fusion: the masks move while the network trains (E2ENet, section 2.2 and algorithm 1).
+
+After every optimizer step the inactive kernels are zero. Every `update_every` steps each masked convolution drops the
+share r(t) of its active kernels with the smallest L1 norm, and as many kernels that were inactive before grow from
+zero, so that the number of active kernels never changes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.e2enet.masked import KernelMask, expand, masked_modules
+
+
+class DynamicTopology:
+    """Drives the masks of `network` through `optimizer`'s steps; attach it once, before the first step.
+
+    It works through torch's own hooks: gradients of inactive kernels are zeroed as they are computed (so that gradient
+    clipping does not see them), and a hook that runs after `optimizer.step()` does the rest. A step that an AMP
+    GradScaler skips never reaches the optimizer, so nothing happens then.
+
+    Updates are drawn from (seed, number of the update, position of the layer), on the CPU: they are the same on every
+    rank of a distributed training and need no state but the step counter.
+
+    Args:
+        network: a network with masked convolutions; wrappers (DDP, compiled) taken off.
+        optimizer: the optimizer of its parameters.
+        total_steps: T of the cosine, the steps of the whole training.
+        update_every: steps between two updates.
+        drop_rate, final_drop_rate: r at the first and at the last step.
+        dynamic: False keeps the masks as they are (static sparsity, frozen topology).
+        seed: of the regrowth.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        update_every: int = 1200,
+        drop_rate: float = 0.5,
+        final_drop_rate: float = 0.001,
+        dynamic: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.layers: dict[str, KernelMask] = dict(masked_modules(network))
+        self.optimizer = optimizer
+        self.total_steps, self.update_every = total_steps, update_every
+        self.first_rate, self.final_rate = drop_rate, final_drop_rate
+        self.dynamic, self.seed = dynamic, seed
+        self.steps = 0
+        self.updates = 0
+        self.ever_active = {name: layer.kernel_mask.cpu().clone() for name, layer in self.layers.items()}
+        for layer in self.layers.values():
+            layer.weight.register_hook(_gradient_mask(layer))
+        optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    def rate(self, step: int) -> float:
+        """Share of active kernels dropped at `step`: cosine decay from `drop_rate` to `final_drop_rate`."""
+        cosine = (1 + math.cos(math.pi * min(step, self.total_steps) / self.total_steps)) / 2
+        return self.final_rate + (self.first_rate - self.final_rate) * cosine
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        self._zero_inactive()
+        self.steps += 1
+        if self.dynamic and self.steps % self.update_every == 0:
+            self._update()
+
+    def _zero_inactive(self) -> None:
+        for layer in self.layers.values():
+            mask = expand(layer.kernel_mask, layer.weight)
+            layer.weight.mul_(mask)
+            for value in self.optimizer.state.get(layer.weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == layer.weight.shape:
+                    value.mul_(mask)
+
+    def _update(self) -> None:
+        rate = self.rate(self.steps)
+        for position, (name, layer) in enumerate(self.layers.items()):
+            generator = torch.Generator().manual_seed(_mixed(self.seed, self.updates, position))
+            norms = layer.weight.flatten(2).abs().sum(2).cpu()
+            mask = prune_and_regrow(layer.kernel_mask.cpu(), norms, rate, generator)
+            layer.kernel_mask.copy_(mask)
+            self.ever_active[name] |= mask
+        self.updates += 1
+        self._zero_inactive()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the masks, which are buffers of the network."""
+        return {"steps": self.steps, "updates": self.updates, "ever_active": dict(self.ever_active)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state()`."""
+        self.steps, self.updates = state["steps"], state["updates"]
+        self.ever_active = {name: mask.cpu().clone() for name, mask in state["ever_active"].items()}
+
+    def summary(self) -> dict[str, float]:
+        """Steps, updates, the current drop rate, active kernels, and the share of kernels that were ever active."""
+        kernels = sum(mask.numel() for mask in self.ever_active.values())
+        return {
+            "steps": self.steps,
+            "updates": self.updates,
+            "drop_rate": self.rate(self.steps) if self.dynamic else 0.0,
+            "active_kernels": sum(int(layer.kernel_mask.sum()) for layer in self.layers.values()),
+            "ever_active": sum(int(mask.sum()) for mask in self.ever_active.values()) / max(1, kernels),
+        }
+
+
+def prune_and_regrow(mask: Tensor, norms: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """The next mask of one layer.
+
+    Args:
+        mask: active kernels, bool, any shape.
+        norms: L1 norm of each kernel, same shape.
+        rate: share of the active kernels to drop; ceil(rate * active) are dropped, at most as many as are inactive.
+        generator: draws the regrown kernels, uniformly among those inactive before the drop (algorithm 1).
+
+    Ties go to the lower index, so that exactly that many are dropped.
+    """
+    shape, mask = mask.shape, mask.flatten().clone()
+    active = mask.nonzero().squeeze(1)
+    inactive = (~mask).nonzero().squeeze(1)
+    count = min(math.ceil(rate * len(active)), len(inactive))
+    dropped = active[torch.argsort(norms.flatten()[active], stable=True)[:count]]
+    grown = inactive[torch.randperm(len(inactive), generator=generator)[:count]]
+    mask[dropped] = False
+    mask[grown] = True
+    return mask.view(shape)
+
+
+def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
+    """Per fusion node "stage,level": the share of active connections by direction (the papers' fusion figure).
+
+    Counted over the node's first convolution: kernels whose input channel comes from the forward, up or down flow.
+    """
+    shares = {}
+    for stage, nodes in enumerate(network.fusion, start=1):  # type: ignore[arg-type]
+        for level, node in enumerate(nodes):
+            conv = node.convs[0].conv
+            columns = conv.kernel_mask.sum(0) if isinstance(conv, KernelMask) else conv.weight.new_full(
+                (conv.in_channels,), conv.out_channels
+            )
+            counts = [int(part.sum()) for part in columns.split(node.directions)]
+            shares[f"{stage},{level}"] = {
+                name: count / max(1, sum(counts)) for name, count in zip(("forward", "up", "down"), counts, strict=True)
+            }
+    return shares
+
+
+def _gradient_mask(layer: KernelMask) -> Any:
+    return lambda grad: grad * expand(layer.kernel_mask, grad)
+
+
+def _mixed(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers, so that neighbouring updates are unrelated (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state >> 1

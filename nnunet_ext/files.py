@@ -1,0 +1,41 @@
+"""Files that matter are written to a temporary name beside their place, flushed to disk, and renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+    """Calls `write(file)` on a temporary file and renames it to `path`; on any error the old file stays as it was."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON atomically, indented as nnU-Net's own files are."""
+    text = json.dumps(content, indent=4)
+    write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads JSON."""
+    return json.loads(Path(path).read_text())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

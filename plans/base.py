@@ -1,0 +1,98 @@
+"""What all our planners share: nnU-Net's planning with a method's own network and its memory."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from torch import nn
+
+from nnunet_ext.compatibility import check_nnunet_version
+from nnunet_ext.options import PLANS_KEY, TrainingOptions
+
+
+class ExtPlanner(ExperimentPlanner):
+    """Plans a method's network in the configurations that it supports, and nnU-Net's U-Net in the others (2d).
+
+    nnU-Net's rules for spacing, aspect, divisibility and batch size are kept; what is asked of the method is how many
+    feature-map elements a training step keeps. A method sets the class attributes and `arch_kwargs`.
+    """
+
+    network_class: ClassVar[type[nn.Module]]
+    options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "",
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        check_nnunet_version()
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name or f"{type(self).__name__.removesuffix('Planner')}Plans",
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    @classmethod
+    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The network's arch_kwargs for these strides."""
+        raise NotImplementedError
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return f"{cls.network_class.__module__}.{cls.network_class.__name__}"
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Shares nnU-Net's preprocessed data where ours is the same: 2d and 3d_fullres at the default spacing.
+
+        (3d_lowres depends on the patch size, which depends on the network.)
+        """
+        if configuration_name in ("2d", "3d_fullres") and self.overwrite_target_spacing is None:
+            return f"nnUNetPlans_{configuration_name}"
+        return super().generate_data_identifier(configuration_name)
+
+    @classmethod
+    def static_estimate_VRAM_usage(
+        cls,
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: Sequence[str],
+    ) -> float:
+        """Feature-map elements in nnU-Net's currency.
+
+        nnU-Net's reference values count one element per convolution output, while a training step keeps two (the
+        convolution's output and its activation); our networks count all that is kept.
+        """
+        if arch_class_name != cls._class_name():
+            return ExperimentPlanner.static_estimate_VRAM_usage(
+                patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+            )
+        with torch.device("meta"):
+            network = cls.network_class(input_channels, output_channels, **cls.arch_kwargs(arch_kwargs["strides"]))
+        return network.compute_conv_feature_map_size(patch_size) / 2
+
+    def get_plans_for_configuration(self, spacing: Any, *args: Any, **kwargs: Any) -> dict:
+        """nnU-Net's plan of one configuration, with our network and the method's options written down."""
+        ours = len(spacing) == 3 or self.network_class.supports_2d
+        self.UNet_class = self.network_class if ours else PlainConvUNet
+        plan = super().get_plans_for_configuration(spacing, *args, **kwargs)
+        if ours:
+            plan["architecture"] = {
+                "network_class_name": self._class_name(),
+                "arch_kwargs": self.arch_kwargs(plan["architecture"]["arch_kwargs"]["strides"]),
+                "_kw_requires_import": [],
+            }
+            plan[PLANS_KEY] = asdict(self.options_class())
+        return plan

@@ -1,0 +1,233 @@
+"""What all our trainers share: options from plans, networks from plans, atomic checkpoints, method state, reports."""
+
+import io
+import os
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ext.compatibility import check_nnunet_version
+from nnunet_ext.complexity import complexity_report
+from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
+from nnunet_ext.files import read_json, write_atomically, write_json
+from nnunet_ext.options import PLANS_KEY, TrainingOptions, architecture_options, refuse_unknown
+
+METHOD_STATE = "nnunet_ext"  # the key that we add to nnU-Net's checkpoints
+
+show_configuration_errors_as_text()
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside DDP and torch.compile wrappers, in whatever order they were put on."""
+    while isinstance(network, (DistributedDataParallel, OptimizedModule)):
+        network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
+    return network
+
+
+class ExtTrainer(nnUNetTrainer):
+    """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
+
+    method: ClassVar[str]
+    network_class: ClassVar[type[nn.Module]]
+    options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        # nnU-Net creates the results folder in its constructor: all that can be refused is refused before.
+        options = self.checked_options(plans, configuration, dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.options = options
+        self.num_epochs = options.num_epochs
+        self.num_iterations_per_epoch = options.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = options.num_val_iterations_per_epoch
+        self.initial_lr = options.initial_lr
+        self.weight_decay = options.weight_decay
+        self.save_every = options.save_every
+        self.seed = options.seed + (fold if isinstance(fold, int) else 0)
+        self.history: list[dict[str, Any]] = []
+
+    # method: what a method says of itself
+
+    @staticmethod
+    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """method: the network's arch_kwargs for a plan that does not name our network (stock plans)."""
+        raise NotImplementedError
+
+    def on_initialized(self) -> None:
+        """method: called once when network and optimizer exist, before the first step."""
+
+    def method_state(self) -> dict[str, Any]:
+        """method: what `--c` needs besides the network's state dict and the optimizer."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """method: continues from `method_state()`."""
+
+    def history_row(self) -> dict[str, Any]:
+        """method: what the method learned in this epoch, as JSON values."""
+        return {}
+
+    # options and network
+
+    @classmethod
+    def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> TrainingOptions:
+        """The training options of the plans; everything that can be known to fail is refused here.
+
+        Raises:
+            ConfigurationError: in one sentence what is wrong and what to do.
+        """
+        check_nnunet_version()
+        for path in (nnUNet_preprocessed, nnUNet_results):
+            if not path.is_set():
+                raise ConfigurationError(
+                    f"The environment variable {path.env_var_name} is not set. nnU-Net needs nnUNet_raw, "
+                    f"nnUNet_preprocessed and nnUNet_results; see nnU-Net's documentation/setting_up_paths.md."
+                )
+        if configuration not in plans.get("configurations", {}):
+            known = ", ".join(plans.get("configurations", {})) or "none"
+            raise ConfigurationError(
+                f"The plans file '{plans.get('plans_name')}' has no configuration '{configuration}'. It has: {known}."
+            )
+        plans_manager = PlansManager(plans)
+        configuration_manager = plans_manager.get_configuration(configuration)
+        options = cls.options_class.from_plans(configuration_manager.configuration.get(PLANS_KEY))
+        with torch.device("meta"):  # no memory, no random numbers: only what the constructor checks
+            network = cls.build_network_architecture(
+                plans_manager,
+                configuration_manager,
+                determine_num_input_channels(plans_manager, configuration_manager, dataset_json),
+                plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+            )
+        if hasattr(network, "check_patch_size"):
+            network.check_patch_size(configuration_manager.patch_size)
+        return options
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network that the plans name, or the method's default for the configuration. nnU-Net calls this twice:
+
+        in training, and at prediction (on the class) with deep supervision off.
+        """
+        dimensions = len(configuration_manager.patch_size)
+        if dimensions == 2 and not cls.network_class.supports_2d:
+            raise ConfigurationError(
+                f"{cls.__name__} is a 3D method and cannot train a 2d configuration. Use 3d_fullres or 3d_lowres."
+            )
+        ours = f"{cls.network_class.__module__}.{cls.network_class.__name__}"
+        if configuration_manager.network_arch_class_name == ours:
+            arch_kwargs = configuration_manager.network_arch_init_kwargs
+        else:
+            arch_kwargs = cls.arch_kwargs_from_configuration(configuration_manager)
+        refuse_unknown(arch_kwargs, architecture_options(cls.network_class), f"arch_kwargs of {ours}")
+        return cls.network_class(
+            num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision, **arch_kwargs
+        )
+
+    def initialize(self) -> None:
+        """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            super().initialize()
+        self.on_initialized()
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switches the network's list output on or off; our networks have no `.decoder`."""
+        unwrap(self.network).deep_supervision = enabled
+
+    # checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with our state under one extra key, on the CPU; it replaces the old one when whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # what we wrote a moment ago
+        checkpoint[METHOD_STATE] = {"method": self.method, "state": self.method_state()}
+        write_atomically(filename, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """nnU-Net's, then the method's state.
+
+        Raises:
+            ConfigurationError: the file is damaged or was written by another method.
+        """
+        path = filename_or_checkpoint
+        try:
+            # nnU-Net unpickles the same file: a checkpoint to continue from is one's own.
+            extra = torch.load(path, map_location="cpu", weights_only=False).get(METHOD_STATE)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise ConfigurationError(f"The checkpoint {path} cannot be read ({error}). Use another one.") from error
+        if extra is None or extra["method"] != self.method:
+            raise ConfigurationError(f"The checkpoint {path} was not written by {type(self).__name__}.")
+        super().load_checkpoint(path)
+        self.load_method_state(extra["state"])
+
+    # reports
+
+    def on_train_start(self) -> None:
+        """nnU-Net's; then prints and saves the network's cost, and takes up the history where the training stands."""
+        super().on_train_start()
+        if self.local_rank != 0:
+            return
+        report = complexity_report(
+            unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size
+        )
+        write_json(os.path.join(self.output_folder, "complexity.json"), report)
+        self.print_to_log_file(complexity_text(report), add_timestamp=False)
+        if self.current_epoch and os.path.isfile(self._history_file):
+            self.history = [row for row in read_json(self._history_file) if row["epoch"] < self.current_epoch]
+
+    @property
+    def _history_file(self) -> str:
+        return os.path.join(self.output_folder, f"{self.method}_history.json")
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's; then adds the epoch's row to `<method>_history.json`."""
+        row = {"epoch": self.current_epoch}
+        for ours, theirs in (("train_loss", "train_losses"), ("val_loss", "val_losses"), ("dice", "mean_fg_dice")):
+            value = float(np.round(self.logger.get_value(theirs, step=-1), 6))
+            row[ours] = value if np.isfinite(value) else None  # type: ignore[assignment]
+        row.update(self.history_row())
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self.history.append(row)
+            write_json(self._history_file, self.history)
+
+
+def complexity_text(report: dict[str, Any]) -> str:
+    """The complexity report in two lines, for the training log."""
+    parameters = report["parameters"]
+    costs = [
+        f"{report[convention]['gmacs']:.2f} GMACs ({report[convention]['gflops']:.2f} GFLOPs, {convention} convention)"
+        for convention in ("true", "paper")
+        if convention in report
+    ]
+    return (
+        f"Parameters: {parameters['total']:,} in all, {parameters['active']:,} active, "
+        f"{parameters['trainable']:,} trainable\n"
+        f"One patch {'x'.join(map(str, report['patch_size']))} costs {' or '.join(costs)}\n"
+    )

@@ -1,0 +1,49 @@
+"""E2ENetTrainer: nnU-Net's recipe with dynamic sparse feature fusion (arXiv 2312.04727, section 3.1)."""
+
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_from_strides
+from nnunet_ext.e2enet.options import E2ENetOptions
+from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares
+from nnunet_ext.trainers.base import ExtTrainer, unwrap
+
+
+class E2ENetTrainer(ExtTrainer):
+    """Trains E2ENet: SGD 0.01, poly decay, 1000 epochs, loss weights 8:4:2:1 over the heads, moving masks."""
+
+    method = "e2enet"
+    network_class = E2ENet
+    options_class = E2ENetOptions
+    options: E2ENetOptions
+
+    @staticmethod
+    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """The paper's network (base width 48, sparsity 0.8) over the plan's strides."""
+        return arch_kwargs_from_strides(configuration_manager.pool_op_kernel_sizes)
+
+    def on_initialized(self) -> None:
+        """Attaches the moving masks to the optimizer."""
+        self.topology = DynamicTopology(
+            unwrap(self.network),
+            self.optimizer,
+            total_steps=self.num_epochs * self.num_iterations_per_epoch,
+            update_every=self.options.update_every,
+            drop_rate=self.options.drop_rate,
+            final_drop_rate=self.options.final_drop_rate,
+            dynamic=not self.options.freeze_topology,
+            seed=self.seed,
+        )
+
+    def method_state(self) -> dict[str, Any]:
+        """The topology's clock; the masks are in the network's state dict."""
+        return self.topology.state()
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Sets the topology's clock."""
+        self.topology.load_state(state)
+
+    def history_row(self) -> dict[str, Any]:
+        """Topology clock, active kernels, and each fusion node's share of connections by direction."""
+        return {**self.topology.summary(), "directions": direction_shares(unwrap(self.network))}
