@@ -1,4 +1,4 @@
-"""Makes our trainers and planners visible to the stock nnU-Net commands. Runs at every start of Python: keep it light."""
+"""Makes our trainers and planners visible to the stock nnU-Net commands. Runs at every start of Python: stay light."""
 
 import sys
 from importlib.machinery import ModuleSpec

@@ -21,6 +21,7 @@ def check_nnunet_version() -> str:
         raise ConfigurationError(f'nnunetv2 is not installed. Run: pip install "nnunetv2{TESTED_NNUNET}"') from None
     if not SpecifierSet(TESTED_NNUNET).contains(installed, prereleases=True):
         raise ConfigurationError(
-            f'nnunetv2 {installed} is outside the tested range {TESTED_NNUNET}. Run: pip install "nnunetv2{TESTED_NNUNET}"'
+            f"nnunetv2 {installed} is outside the tested range {TESTED_NNUNET}. "
+            f'Run: pip install "nnunetv2{TESTED_NNUNET}"'
         )
     return installed

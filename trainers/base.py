@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.compatibility import check_nnunet_version
 from nnunet_ext.complexity import complexity_report
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
@@ -176,11 +177,7 @@ class ExtTrainer(nnUNetTrainer):
             ConfigurationError: the file is damaged or was written by another method.
         """
         path = filename_or_checkpoint
-        try:
-            # nnU-Net unpickles the same file: a checkpoint to continue from is one's own.
-            extra = torch.load(path, map_location="cpu", weights_only=False).get(METHOD_STATE)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise ConfigurationError(f"The checkpoint {path} cannot be read ({error}). Use another one.") from error
+        extra = read_checkpoint(path).get(METHOD_STATE)
         if extra is None or extra["method"] != self.method:
             raise ConfigurationError(f"The checkpoint {path} was not written by {type(self).__name__}.")
         super().load_checkpoint(path)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -317,17 +316,30 @@ def _check_options(
     channel_split: str,
 ) -> None:
     if len(widths) != levels or any(not isinstance(w, int) or w < 1 for w in widths):
-        raise ConfigurationError(f"features_per_stage must be {levels} positive integers, one a stride, found {widths}.")
-    if sparsity is not None and (isinstance(sparsity, bool) or not 0 < sparsity < 1):
+        raise ConfigurationError(
+            f"features_per_stage must be {levels} positive integers, one a stride, found {widths}."
+        )
+    if sparsity is not None and not (_is_number(sparsity) and 0 < sparsity < 1):
         raise ConfigurationError(f"sparsity must lie strictly between 0 and 1 (null for dense), found {sparsity!r}.")
     for channels, density in (density_overrides or {}).items():
-        if not str(channels).isdigit() or not 0 < density <= 1:
+        if not str(channels).isdigit() or not (_is_number(density) and 0 < density <= 1):
             raise ConfigurationError(
-                f"density_overrides maps a number of output channels to a density in (0, 1], found {channels}: {density}."
+                f"density_overrides maps a number of output channels to a density in (0, 1], "
+                f"found {channels}: {density!r}."
             )
+        if int(channels) not in widths[:-1]:  # the lowest level has no fusion
+            raise ConfigurationError(
+                f"density_overrides names {channels} output channels, but the fusion has {widths[:-1]}."
+            )
+    if density_overrides and sparsity is None:
+        raise ConfigurationError("density_overrides needs a sparsity; the dense network (null) has no masks.")
     if kernel_size not in KERNELS:
         raise ConfigurationError(f"kernel_size must be one of {KERNELS}, found {kernel_size}.")
     if not isinstance(shift_size, int) or isinstance(shift_size, bool) or shift_size < 0:
         raise ConfigurationError(f"shift_size must be an integer of at least 0, found {shift_size!r}.")
     if channel_split not in ("balanced", "reference"):
         raise ConfigurationError(f"channel_split must be 'balanced' or 'reference', found {channel_split!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -92,7 +92,8 @@ class DynamicTopology:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the masks, which are buffers of the network."""
-        return {"steps": self.steps, "updates": self.updates, "ever_active": dict(self.ever_active)}
+        ever_active = {name: mask.clone() for name, mask in self.ever_active.items()}
+        return {"steps": self.steps, "updates": self.updates, "ever_active": ever_active}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""

@@ -1,0 +1,419 @@
+"""What every trainer must do: quickly in this process, and through the stock commands in subprocesses (slow)."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from copy import deepcopy
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
+
+from nnunet_ext._registry import PLANNERS, TRAINERS
+from nnunet_ext.errors import ConfigurationError
+
+LABELS = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "a": 1, "b": 2},
+    "numTraining": 5,
+    "file_ending": ".nii.gz",
+}
+REGIONS = {
+    **LABELS,
+    "labels": {"background": 0, "whole": [1, 2], "inner": 2, "ignore": 3},
+    "regions_class_order": [1, 2],
+}
+STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+
+
+class TrainerContract:
+    """A method subclasses this and says its names, its tiny network and its tiny schedule."""
+
+    trainer: str
+    planner: str
+    plans: str
+    arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
+    options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
+
+    @property
+    def trainer_class(self):
+        return getattr(import_module(TRAINERS[self.trainer]), self.trainer)
+
+    @property
+    def network_class(self):
+        return self.trainer_class.network_class
+
+    def architecture(self):
+        return {
+            "network_class_name": f"{self.network_class.__module__}.{self.network_class.__name__}",
+            "arch_kwargs": deepcopy(self.arch_kwargs),
+            "_kw_requires_import": [],
+        }
+
+    # in this process
+
+    @pytest.fixture
+    def workspace(self, tmp_path, monkeypatch):
+        workspace = Workspace(tmp_path)
+        for name, value in workspace.folders.items():
+            monkeypatch.setenv(name, value)
+        data = workspace.preprocessed / workspace.dataset / "nnUNetPlans_3d_fullres"
+        data.mkdir(parents=True)
+        (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data when it is initialised
+        return workspace
+
+    def handmade(self, **options):
+        return handmade_plans(self.architecture(), strides=STRIDES, **{**self.options, **options})
+
+    def build(self, plans=None, *, configuration="3d_fullres", fold=0, labels=LABELS):
+        plans = self.handmade() if plans is None else plans
+        return self.trainer_class(deepcopy(plans), configuration, fold, deepcopy(labels), torch.device("cpu"))
+
+    def batch(self, trainer, number):
+        """Batch `number` of a fixed sequence, with targets for every output that nnU-Net would make."""
+        rng = torch.Generator().manual_seed(number)
+        patch = trainer.configuration_manager.patch_size
+        data = torch.randn(2, trainer.num_input_channels, *patch, generator=rng)
+        heads = trainer.label_manager.num_segmentation_heads
+        target = torch.randint(0, heads, (2, 1, *patch), generator=rng).float()
+        if trainer.label_manager.has_regions:  # one channel per region, and the ignore label's
+            target = torch.cat([target == k for k in range(heads + 1)], 1).float()
+        scales = trainer._get_deep_supervision_scales()
+        if scales is None:
+            return {"data": data, "target": target}
+        sizes = [[round(p * s) for p, s in zip(patch, scale, strict=True)] for scale in scales]
+        return {"data": data, "target": [torch.nn.functional.interpolate(target, size=size) for size in sizes]}
+
+    def run_epoch(self, trainer):
+        """One epoch as nnU-Net's run_training goes through it; returns the training losses."""
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        first = trainer.current_epoch * 1000
+        steps = [
+            trainer.train_step(self.batch(trainer, first + i)) for i in range(trainer.num_iterations_per_epoch)
+        ]
+        trainer.on_train_epoch_end(steps)
+        with torch.no_grad():
+            trainer.on_validation_epoch_start()
+            checks = [
+                trainer.validation_step(self.batch(trainer, first + 500 + i))
+                for i in range(trainer.num_val_iterations_per_epoch)
+            ]
+            trainer.on_validation_epoch_end(checks)
+        trainer.on_epoch_end()
+        return [float(step["loss"]) for step in steps]
+
+    def snapshot(self, trainer):
+        return deepcopy((trainer.network.state_dict(), trainer.optimizer.state_dict(), trainer.method_state()))
+
+    @pytest.mark.parametrize("border", [1, 2])
+    def test_resuming_at_an_epoch_border_equals_never_having_stopped(self, workspace, border):
+        whole = self.build(self.handmade(num_epochs=3))
+        whole.initialize()
+        losses = []
+        for epoch in range(3):
+            losses.append(self.run_epoch(whole))
+            if epoch + 1 == border:
+                # as nnU-Net's on_train_end: save_checkpoint notes current_epoch + 1
+                whole.current_epoch -= 1
+                whole.save_checkpoint(f"{workspace.root}/border.pth")
+                whole.current_epoch += 1
+        resumed = self.build(self.handmade(num_epochs=3))
+        resumed.initialize()
+        with torch.no_grad():
+            for value in resumed.network.state_dict().values():
+                value.zero_()
+        resumed.load_checkpoint(f"{workspace.root}/border.pth")
+        assert resumed.current_epoch == border
+        assert [self.run_epoch(resumed) for _ in range(border, 3)] == losses[border:]
+        assert_equal(self.snapshot(resumed), self.snapshot(whole))
+
+    def test_training_learns_something_and_writes_its_history(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        before = deepcopy(trainer.network.state_dict())
+        self.run_epoch(trainer)
+        assert any(not torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
+        rows = json.loads((workspace.model_fold(trainer) / f"{trainer.method}_history.json").read_text())
+        assert [row["epoch"] for row in rows] == [0]
+        assert np.isfinite(rows[0]["train_loss"])
+
+    def test_the_seed_decides_the_initial_weights(self, workspace):
+        def weights(**options):
+            trainer = self.build(self.handmade(**options))
+            trainer.initialize()
+            return torch.cat([p.flatten() for p in trainer.network.parameters()])
+
+        assert torch.equal(weights(seed=1), weights(seed=1))
+        assert not torch.equal(weights(seed=1), weights(seed=2))
+
+    def test_regions_and_ignore_label_train_with_finite_losses(self, workspace):
+        trainer = self.build(labels=REGIONS)
+        trainer.initialize()
+        assert np.isfinite(self.run_epoch(trainer)).all()
+
+    def test_stock_plans_get_the_methods_default_network(self, workspace):
+        for class_name in ("PlainConvUNet", "ResidualEncoderUNet"):
+            architecture = stock_architecture(STRIDES)
+            architecture["network_class_name"] = architecture["network_class_name"].replace("PlainConvUNet", class_name)
+            if class_name == "ResidualEncoderUNet":
+                kwargs = architecture["arch_kwargs"]
+                kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+            trainer = self.build(handmade_plans(architecture, strides=STRIDES, **self.options))
+            trainer.initialize()
+            assert type(trainer.network) is self.network_class
+
+    def test_prediction_loads_what_training_saved(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        self.run_epoch(trainer)
+        network = self.trainer_class.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 3, enable_deep_supervision=False
+        )
+        network.load_state_dict(trainer.network.state_dict())
+        trainer.set_deep_supervision_enabled(False)
+        x = self.batch(trainer, 1)["data"]
+        with torch.no_grad():
+            torch.testing.assert_close(network.eval()(x), trainer.network.eval()(x), rtol=0, atol=0)
+
+    def test_an_interrupted_write_leaves_the_old_checkpoint(self, workspace, monkeypatch):
+        trainer = self.build()
+        trainer.initialize()
+        path = workspace.root / "checkpoint_latest.pth"
+        trainer.save_checkpoint(str(path))
+        good = path.read_bytes()
+        save = torch.save
+
+        def full_disk(content, file):
+            if not hasattr(file, "getbuffer"):  # the write to disk, not the one to memory
+                file.write(b"half a checkpoint")
+                raise OSError("No space left on device")
+            save(content, file)
+
+        monkeypatch.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            trainer.save_checkpoint(str(path))
+        assert path.read_bytes() == good
+        assert [p.name for p in workspace.root.iterdir() if "checkpoint" in p.name] == [path.name]
+
+    def test_a_truncated_checkpoint_is_refused(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        path = workspace.root / "checkpoint_latest.pth"
+        trainer.save_checkpoint(str(path))
+        path.write_bytes(path.read_bytes()[:-2000])
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            trainer.load_checkpoint(str(path))
+
+    def test_a_checkpoint_of_another_trainer_is_refused(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        path = str(workspace.root / "other.pth")
+        torch.save({"network_weights": {}}, path)
+        with pytest.raises(ConfigurationError, match="was not written by"):
+            trainer.load_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda plans, c: c["nnunet_ext"].update(num_epoch=3), "Unknown training option .*num_epoch. Known: "),
+            (lambda plans, c: c["nnunet_ext"].update(num_epochs="3"), "'num_epochs' must be int"),
+            (lambda plans, c: c["nnunet_ext"].update(num_epochs=0), "'num_epochs' must be at least 1"),
+            (lambda plans, c: c.update(nnunet_ext=[1]), "must be a dict"),
+            (lambda plans, c: c["architecture"]["arch_kwargs"].update(widht=3), "Unknown arch_kwargs .*widht. Known: "),
+            (lambda plans, c: plans["configurations"].pop("3d_fullres"), "no configuration '3d_fullres'. It has: 2d"),
+        ],
+    )
+    def test_bad_plans_are_refused_before_anything_is_written(self, workspace, change, message):
+        plans = self.handmade()
+        change(plans, plans["configurations"]["3d_fullres"])
+        with pytest.raises(ConfigurationError, match=message):
+            self.build(plans)
+        assert list(workspace.results.iterdir()) == []
+
+    def test_a_2d_configuration_is_refused_by_name_where_the_method_is_3d(self, workspace):
+        if self.network_class.supports_2d:
+            self.build(configuration="2d").initialize()
+            return
+        with pytest.raises(ConfigurationError, match=f"{self.trainer} is a 3D method"):
+            self.build(configuration="2d")
+        assert list(workspace.results.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["nnUNet_preprocessed", "nnUNet_results"])
+    def test_a_missing_environment_variable_is_named(self, workspace, monkeypatch, name):
+        monkeypatch.delenv(name)
+        with pytest.raises(ConfigurationError, match=f"{name} is not set"):
+            self.build()
+
+    # through the stock commands
+
+    def tiny(self, workspace, name="TinyPlans", **options):
+        """A plans file with this name from the planner's own, shrunk."""
+        plans = shrink(workspace.plans(self.plans), {**self.options, **options}, self.arch_kwargs)
+        workspace.write_plans(plans, name)
+        return ["-tr", self.trainer, "-p", name]
+
+    @pytest.fixture(scope="class")
+    def planned(self, tmp_path_factory):
+        """A data set planned and preprocessed by the method's planner."""
+        workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
+        make_dataset(workspace)
+        workspace.plan(self.planner)
+        assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
+        assert self.planner in PLANNERS
+        return workspace
+
+    @pytest.fixture(scope="class")
+    def trained(self, planned):
+        """All five folds, with probabilities."""
+        words = self.tiny(planned)
+        planned.together(*(lambda f=f: planned.train("3d_fullres", f, *words, "--npz") for f in range(5)))
+        return planned
+
+    @pytest.mark.slow
+    def test_five_folds_choose_predict_ensemble_export_and_import(self, trained, tmp_path):
+        names = ["-tr", self.trainer, "-p", "TinyPlans", "-c", "3d_fullres"]
+        images = trained.raw / trained.dataset / "imagesTs"
+        trained.run("nnUNetv2_find_best_configuration", 7, *names, "-np", 1)
+        assert (trained.results / trained.dataset / "inference_instructions.txt").is_file()
+
+        all_folds = trained.predict(images, tmp_path / "all", *names, "--save_probabilities")
+        one_fold = trained.predict(images, tmp_path / "one", *names, "-f", 0, "--save_probabilities")
+        assert list(all_folds) == ["case_005.nii.gz", "case_006.nii.gz"] == list(one_fold)
+        trained.run("nnUNetv2_ensemble", "-i", tmp_path / "all", tmp_path / "one", "-o", tmp_path / "both", "-np", 1)
+        both = segmentations(tmp_path / "both")
+        for name in all_folds:
+            probabilities = [np.load(tmp_path / k / name.replace("nii.gz", "npz"))["probabilities"] for k in ("all", "one")]
+            assert np.array_equal(both[name], sum(probabilities).argmax(0))
+
+        archive = tmp_path / "model.zip"
+        trained.run("nnUNetv2_export_model_to_zip", "-d", 7, "-o", archive, *names)
+        other = Workspace(trained.root, results="imported")
+        other.run("nnUNetv2_install_pretrained_model_from_zip", archive)
+        again = other.predict(images, tmp_path / "again", *names)
+        assert all(np.array_equal(again[name], all_folds[name]) for name in all_folds)
+
+    @pytest.mark.slow
+    def test_validation_can_be_repeated(self, trained):
+        words = ["-tr", self.trainer, "-p", "TinyPlans"]
+        summary = trained.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_1" / "validation" / "summary.json"
+        before = json.loads(summary.read_text())
+        summary.unlink()
+        trained.train("3d_fullres", 1, *words, "--val")
+        assert json.loads(summary.read_text())["foreground_mean"] == before["foreground_mean"]
+        summary.unlink()
+        trained.train("3d_fullres", 1, *words, "--val_best", "--val")
+        assert summary.is_file()
+
+    @pytest.mark.slow
+    def test_pretrained_weights_arrive(self, trained):
+        model = trained.model(self.trainer, "TinyPlans", "3d_fullres")
+        words = self.tiny(trained, "FineTunePlans", num_epochs=1, initial_lr=1e-9)
+        trained.train("3d_fullres", 0, *words, "-pretrained_weights", model / "fold_2" / "checkpoint_final.pth")
+        source = checkpoint(model / "fold_2")["network_weights"]
+        tuned = checkpoint(trained.model(self.trainer, "FineTunePlans", "3d_fullres") / "fold_0")["network_weights"]
+        compared = [k for k, v in source.items() if ".seg_layers." not in k and v.is_floating_point()]
+        assert len(compared) > 5
+        for key in compared:  # four steps at 1e-9 move a weight by less than 1e-6
+            torch.testing.assert_close(tuned[key], source[key], rtol=0, atol=1e-6)
+
+    @pytest.mark.slow
+    def test_killed_training_continues(self, planned):
+        words = self.tiny(planned, "KilledPlans", num_epochs=6, num_iterations_per_epoch=12)
+        fold = planned.model(self.trainer, "KilledPlans", "3d_fullres") / "fold_0"
+        log = planned.root / "killed.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                planned.command("nnUNetv2_train", 7, "3d_fullres", 0, *words, "-device", "cpu"),
+                env={**planned.environment, "nnUNet_n_proc_DA": "0"}, stdout=file, stderr=file,
+            )  # fmt: skip
+            deadline = time.time() + 300
+            while "Epoch 2" not in log.read_text():
+                assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+                time.sleep(0.02)
+            time.sleep(0.1)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert not (fold / "checkpoint_final.pth").exists()
+        saved = checkpoint(fold, "checkpoint_latest.pth")
+        output = planned.train("3d_fullres", 0, *words, "--c").stdout
+        assert f"Epoch {saved['current_epoch']}" in output and "Epoch 0" not in output
+        assert checkpoint(fold)["current_epoch"] == 6
+        history = json.loads((fold / f"{self.trainer_class.method}_history.json").read_text())
+        assert [row["epoch"] for row in history] == list(range(6))
+
+    @pytest.mark.slow
+    def test_compiled_prediction_is_the_same(self, trained, tmp_path):
+        if not self.network_class.supports_compile:
+            pytest.skip(f"{self.network_class.__name__} does not claim torch.compile")
+        words = ["-tr", self.trainer, "-p", "TinyPlans", "-c", "3d_fullres", "-f", 0]
+        images = trained.raw / trained.dataset / "imagesTs"
+        plain = trained.predict(images, tmp_path / "plain", *words)
+        compiled = trained.predict(images, tmp_path / "compiled", *words, nnUNet_compile="1")
+        for name in plain:  # another summation order may tip a voxel that lies on the fence
+            assert np.mean(plain[name] == compiled[name]) > 0.999
+
+    @pytest.mark.slow
+    def test_regions_and_ignore_label_through_all_folds_at_once(self, tmp_path):
+        workspace = Workspace(tmp_path)
+        make_dataset(workspace, cases=4, tests=1, channels=2, regions=True, ignore=True)
+        workspace.plan(self.planner)
+        words = self.tiny(workspace)
+        workspace.train("3d_fullres", "all", *words)
+        images = workspace.raw / workspace.dataset / "imagesTs"
+        predicted = workspace.predict(images, tmp_path / "out", *words, "-c", "3d_fullres", "-f", "all")
+        assert set(np.unique(predicted["case_004.nii.gz"])) <= {0, 1, 2}
+
+    @pytest.mark.slow
+    def test_cascade(self, tmp_path):
+        workspace = Workspace(tmp_path)
+        make_dataset(workspace, cases=4, tests=1)
+        workspace.plan(self.planner)
+        words = self.tiny(workspace)
+        plans = workspace.plans("TinyPlans")
+        fullres = plans["configurations"]["3d_fullres"]
+        plans["configurations"]["3d_lowres"] = {
+            **fullres,
+            "data_identifier": "TinyPlans_3d_lowres",
+            "spacing": [1.2 * s for s in fullres["spacing"]],
+            "next_stage": "3d_cascade_fullres",
+        }
+        plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+        workspace.write_plans(plans, "TinyPlans")
+        cases = [f"case_{n:03d}" for n in range(4)]
+        splits = [{"train": cases[:2], "val": cases[2:]}, {"train": cases[2:], "val": cases[:2]}]
+        (workspace.preprocessed / workspace.dataset / "splits_final.json").write_text(json.dumps(splits))
+        workspace.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "TinyPlans", "-c", "3d_lowres", "-np", 1)
+        workspace.together(*(lambda f=f: workspace.train("3d_lowres", f, *words) for f in range(2)))
+        workspace.train("3d_cascade_fullres", 0, *words)
+        images = workspace.raw / workspace.dataset / "imagesTs"
+        workspace.predict(images, tmp_path / "low", *words, "-c", "3d_lowres", "-f", 0)
+        final = workspace.predict(
+            images, tmp_path / "full", *words, "-c", "3d_cascade_fullres", "-f", 0,
+            "-prev_stage_predictions", tmp_path / "low",
+        )  # fmt: skip
+        assert final["case_004.nii.gz"].shape == (20, 32, 32)
+
+
+def checkpoint(fold, name="checkpoint_final.pth"):
+    return torch.load(fold / name, weights_only=False)
+
+
+def assert_equal(a, b):
+    """Equality of nested states, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
