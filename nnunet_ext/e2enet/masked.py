@@ -5,7 +5,9 @@ two dimensions. Inactive kernels are zero in the weight itself, so that the forw
 """
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,55 @@ class KernelMask(nn.Module):
         mask[torch.randperm(mask.numel())[:count]] = True
         self.kernel_mask.copy_(mask.view_as(self.kernel_mask))
         self.apply_mask()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Puts `active_kernels` `[active, *kernel]` and `kernel_bits` (uint8, 8 kernels a byte) for weight and mask."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_meta:  # values that do not exist cannot be picked
+            return
+        del destination[prefix + "kernel_mask"]
+        active = self.kernel_mask.flatten().nonzero().squeeze(1)
+        destination[prefix + "active_kernels"] = destination.pop(prefix + "weight").flatten(0, 1)[active]
+        destination[prefix + "kernel_bits"] = pack_bits(self.kernel_mask)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Accepts the compact form, and weight and mask in full. Damage and another sparsity are errors."""
+        if prefix + "active_kernels" in state_dict and prefix + "kernel_bits" in state_dict:
+            kernels = state_dict.pop(prefix + "active_kernels")
+            bits = state_dict.pop(prefix + "kernel_bits")
+            problem = self._problem_of(kernels, bits)
+            if problem:
+                error_msgs.append(f"{prefix}weight: {problem}")
+                return
+            mask = unpack_bits(bits, self.kernel_mask.shape)
+            weight = kernels.new_zeros(self.weight.shape)
+            weight[mask] = kernels
+            state_dict[prefix + "kernel_mask"], state_dict[prefix + "weight"] = mask, weight
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _problem_of(self, kernels: Tensor, bits: Tensor) -> str | None:
+        total, active = self.kernel_mask.numel(), int(self.kernel_mask.sum())
+        if bits.dtype != torch.uint8 or bits.numel() != -(-total // 8):
+            return f"the mask has {bits.numel()} bytes for {total} kernels; the checkpoint is damaged or of another network"
+        if kernels.shape[1:] != self.weight.shape[2:]:
+            return f"the kernels have shape {list(kernels.shape[1:])}, expected {list(self.weight.shape[2:])}"
+        named = int(unpack_bits(bits, torch.Size([bits.numel() * 8])).sum())
+        if named != len(kernels):
+            return f"the mask names {named} active kernels, {len(kernels)} are stored; the checkpoint is damaged"
+        if named != active:
+            return f"{named} active kernels are stored, this network has {active}: its sparsity is another"
+        return None
 
     @torch.no_grad()
     def apply_mask(self) -> None:
@@ -58,6 +109,17 @@ def active_kernels(kernels: int, density: float) -> int:
 def expand(mask: Tensor, weight: Tensor) -> Tensor:
     """A mask `[a, b]` shaped to multiply a weight `[a, b, *kernel]`."""
     return mask.view(*mask.shape, *(1,) * (weight.ndim - 2))
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """A bool tensor as uint8 bytes, the first element in the lowest bit; the last byte is filled with zeros."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), bitorder="little")).to(mask.device)
+
+
+def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The bool tensor of `shape` from `pack_bits`."""
+    flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel(), bitorder="little")
+    return torch.from_numpy(flat).to(bits.device, torch.bool).view(shape)
 
 
 def masked_modules(network: nn.Module) -> Iterator[tuple[str, KernelMask]]:

@@ -1,0 +1,83 @@
+"""`nnunet_ext transfer`: fits a checkpoint to another data set's plans, for nnU-Net's `-pretrained_weights`.
+
+nnU-Net takes pretrained weights only where every shape agrees. With other input channels, strides or levels, this
+writes a checkpoint of the new shape: what fits is taken over, and the rest, which starts from new random values, is
+listed.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext._methods import METHODS
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import write_atomically
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `nnunet_ext transfer`."""
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of one of our trainers")
+    parser.add_argument("dataset", metavar="DATASET", help="name or number of the new, planned data set")
+    parser.add_argument("--plans", required=True, metavar="PLANS", help="plans of the new training")
+    parser.add_argument("--configuration", default="3d_fullres", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of what cannot be taken over (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the checkpoint to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the fitted checkpoint, and prints what was taken over and what was not."""
+    import torch
+
+    from nnunet_ext.checkpoints import read_checkpoint
+    from nnunet_ext.plans_file import preprocessed_folder, read_dataset_json, read_plans
+    from nnunet_ext.transfer import transfer
+
+    if args.output.exists():
+        raise ConfigurationError(f"{args.output} exists. Choose another output.")
+    checkpoint = read_checkpoint(args.checkpoint)
+    method = next((m for m in METHODS.values() if m.trainer == checkpoint.get("trainer_name")), None)
+    if method is None:
+        raise ConfigurationError(
+            f"{args.checkpoint} was written by {checkpoint.get('trainer_name')}. "
+            f"Known: {', '.join(m.trainer for m in METHODS.values())}."
+        )
+    made = checkpoint["init_args"]
+    source = _network(method, made["plans"], made["dataset_json"], made["configuration"])
+    source.load_state_dict(checkpoint["network_weights"])
+    folder = preprocessed_folder(args.dataset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        target = _network(method, read_plans(folder, args.plans), read_dataset_json(folder), args.configuration)
+    taken, new = transfer(source, target)
+    content = {"network_weights": target.state_dict(), "trainer_name": method.trainer, "source": str(args.checkpoint)}
+    write_atomically(args.output, lambda file: torch.save(content, file))
+
+    sizes = {name: parameter.numel() for name, parameter in target.named_parameters()}
+    share = sum(sizes[name] for name in taken) / sum(sizes.values())
+    print(f"Taken over: {len(taken)} of {len(sizes)} tensors, {share:.1%} of the weights.")
+    if new:
+        print("With new random values:")
+        for name, reason in new.items():
+            print(f"  {name}: {reason}")
+    print(f"Train with: nnUNetv2_train {folder.name} {args.configuration} 0 -tr {method.trainer} -p {args.plans} "
+          f"-pretrained_weights {args.output}")  # fmt: skip
+    return 0
+
+
+def _network(method: Any, plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> Any:
+    """The network as nnU-Net would build it for these plans."""
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if configuration not in plans["configurations"]:
+        raise ConfigurationError(
+            f"The plans have no configuration '{configuration}'. They have: {', '.join(plans['configurations'])}."
+        )
+    manager = PlansManager(plans)
+    resolved = manager.get_configuration(configuration)
+    return method.trainer_class().build_network_architecture(
+        manager,
+        resolved,
+        determine_num_input_channels(manager, resolved, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+    )
