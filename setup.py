@@ -1,4 +1,4 @@
-"""Only what pyproject.toml cannot say: the start-up files lie beside the package, in wheels and in editable installs."""
+"""Only what pyproject.toml cannot say: the start-up files beside the package, in wheels and editable installs."""
 
 import base64
 import hashlib

@@ -37,9 +37,7 @@ class RolledBlock(nn.Module):
             m = max(shift for _, shift in self.block.shifts)
             padded = F.pad(x, (0, 0, 0, 0, m, m))
             groups = padded.split([size for size, _ in self.block.shifts], 1)
-            rolled = [
-                torch.roll(group, shift, 2) for group, (_, shift) in zip(groups, self.block.shifts, strict=True)
-            ]
+            rolled = [torch.roll(group, shift, 2) for group, (_, shift) in zip(groups, self.block.shifts, strict=True)]
             x = torch.cat(rolled, 1)[:, :, m:-m]
         conv = self.block.conv
         weight = conv.weight
@@ -132,13 +130,19 @@ def main():
 
     with torch.inference_mode():
         ours, plain = (networks[n].eval()(x)[0] for n in ("e2enet", "e2enet, plain formulation"))
-        result = {"plain formulation: largest difference / largest logit": float((ours - plain).abs().max() / plain.abs().max())}
+        result = {
+            "plain formulation: largest difference / largest logit": float(
+                (ours - plain).abs().max() / plain.abs().max()
+            )
+        }
         if device.type == "cuda":
             reference = e2enet().eval()(x.cpu())[0]
             with autocast(device):
                 half = networks["e2enet"](x)[0].float().cpu()
             for name, output in (("cuda fp32", ours.cpu()), ("cuda amp", half)):
-                result[f"{name}: ||difference to cpu|| / ||cpu||"] = float((output - reference).norm() / reference.norm())
+                result[f"{name}: ||difference to cpu|| / ||cpu||"] = float(
+                    (output - reference).norm() / reference.norm()
+                )
 
     for task in (inference, training_step):
         times = {name: [] for name in networks}

@@ -45,7 +45,7 @@ def install() -> None:
             _Finder.waiting.discard(name)
             _hook(sys.modules[name])
     if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder)
 
 
 def installed() -> bool:

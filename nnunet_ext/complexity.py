@@ -23,10 +23,11 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     total = sum(p.numel() for p in network.parameters())
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     masked = 0
+    module: Any
     for module in network.modules():
         mask = getattr(module, "kernel_mask", None)
         if isinstance(mask, Tensor):
-            masked += (mask.numel() - int(mask.sum())) * math.prod(module.weight.shape[2:])  # type: ignore[union-attr]
+            masked += (mask.numel() - int(mask.sum())) * math.prod(module.weight.shape[2:])
     return {"total": total, "trainable": trainable, "active": total - masked}
 
 
@@ -52,7 +53,7 @@ def count_flops(
     if convention == "paper" and not hasattr(network, "paper_flops"):
         raise ValueError(f"{type(network).__name__} says nothing of how its paper counts FLOPs")
     active = {name: _active_kernels(module) for name, module in network.named_modules() if _counted(module)}
-    shadow = copy.deepcopy(network).to("meta").eval()
+    shadow: Any = copy.deepcopy(network).to("meta").eval()
     if hasattr(shadow, "deep_supervision"):
         shadow.deep_supervision = convention == "paper" if deep_supervision is None else deep_supervision
     flops = 0.0
@@ -61,7 +62,7 @@ def count_flops(
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             nonlocal flops
             if convention == "paper":
-                flops += shadow.paper_flops(name, module, active[name], math.prod(output.shape[2:]))  # type: ignore
+                flops += shadow.paper_flops(name, module, active[name], math.prod(output.shape[2:]))
             else:
                 flops += _true_flops(module, active[name], inputs[0], output)
 
@@ -79,19 +80,19 @@ def _counted(module: nn.Module) -> bool:
     return isinstance(module, (*_CONVOLUTIONS, nn.Linear))
 
 
-def _active_kernels(module: nn.Module) -> int:
+def _active_kernels(module: Any) -> int:
     mask = getattr(module, "kernel_mask", None)
     if isinstance(mask, Tensor):
         return int(mask.sum())
-    return math.prod(module.weight.shape[:2])  # type: ignore[union-attr, arg-type]
+    return math.prod(module.weight.shape[:2])
 
 
-def _true_flops(module: nn.Module, kernels: int, x: Tensor, output: Tensor) -> float:
+def _true_flops(module: Any, kernels: int, x: Tensor, output: Tensor) -> float:
     if isinstance(module, nn.Linear):
         return 2.0 * output.numel() * module.in_features
     # Every tap of a transposed convolution is used once per input voxel, of a convolution once per output voxel.
     voxels = math.prod((x if isinstance(module, _TRANSPOSED) else output).shape[2:])
-    return 2.0 * kernels * math.prod(module.weight.shape[2:]) * voxels * output.shape[0]  # type: ignore[union-attr]
+    return 2.0 * kernels * math.prod(module.weight.shape[2:]) * voxels * output.shape[0]
 
 
 def complexity_report(network: nn.Module, input_channels: int, patch_size: Sequence[int]) -> dict[str, Any]:

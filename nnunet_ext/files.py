@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file and renames it to `path`; on any error the old file stays as it was."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,7 +27,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None]
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON atomically, indented as nnU-Net's own files are."""
     text = json.dumps(content, indent=4)
-    write_atomically(path, lambda file: file.write(text.encode()) and None)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: str | os.PathLike) -> Any:

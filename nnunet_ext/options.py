@@ -1,6 +1,7 @@
 """Training options as they stand in `configurations.<name>.nnunet_ext` of a plans file: defaults, types, limits."""
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -54,7 +55,9 @@ def _checked(option_field: Field, kind: Any, value: Any) -> Any:
         raise ConfigurationError(f"Option '{option_field.name}' must be {expected}, found {value!r}.")
     low, high = option_field.metadata.get("low"), option_field.metadata.get("high")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
+        if not math.isfinite(value):
+            raise ConfigurationError(f"Option '{option_field.name}' must be a finite number, found {value!r}.")
+        if (low is not None and value < low) or (high is not None and value > high):
             limits = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ConfigurationError(f"Option '{option_field.name}' must be {limits}, found {value!r}.")
     return value

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from nnunet_ext.errors import ConfigurationError
 
+# The patch at which the papers count the FLOPs of their tables, in voxels.
+TABLE_PATCH = {"amos-val": 128, "amos-test": 128, "brats": 128, "btcv": 96}
 TABLES = Path(__file__).parent / "e2enet" / "tables"
 
 
@@ -47,19 +49,28 @@ def read_table(name: str) -> list[Row]:
     """
     path = TABLES / f"{name}.csv" if name in published_tables() else Path(name)
     if not path.is_file():
-        raise ConfigurationError(f"No file and no published table '{name}'. Published: {', '.join(published_tables())}.")
+        raise ConfigurationError(
+            f"No file and no published table '{name}'. Published: {', '.join(published_tables())}."
+        )
     rows = []
     with path.open(newline="") as file:
         for line, entry in enumerate(csv.DictReader(file), start=2):
             try:
-                numbers = [float(entry[column]) for column in ("mdice", "params_m", "gflops")]
                 printed = entry.get("pt_printed")
-                rows.append(Row(entry["method"], *numbers, float(printed) if printed else None))
+                row = Row(
+                    entry["method"],
+                    float(entry["mdice"]),
+                    float(entry["params_m"]),
+                    float(entry["gflops"]),
+                    float(printed) if printed else None,
+                )
             except (KeyError, TypeError, ValueError):
                 raise ConfigurationError(
-                    f"{path}, line {line}: needs the columns method, mdice, params_m, gflops with numbers, found {entry}."
+                    f"{path}, line {line}: needs the columns method, mdice, params_m, gflops with numbers, "
+                    f"found {entry}."
                 ) from None
-            if min(numbers) <= 0:
+            rows.append(row)
+            if min(row.mdice, row.params_m, row.gflops) <= 0:
                 raise ConfigurationError(f"{path}, line {line}: all numbers must be positive, found {entry}.")
     if not rows:
         raise ConfigurationError(f"{path} has no rows.")

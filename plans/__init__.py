@@ -1,1 +1,1 @@
-"""How each method is sized to a data set and a GPU. Installed as `nnunet_ext.plans`; nnU-Net finds the classes by name."""
+"""How each method is sized to a data set and a GPU. Installed as `nnunet_ext.plans`; found by name."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from torch import nn
 
 from nnunet_ext.compatibility import check_nnunet_version
 from nnunet_ext.options import PLANS_KEY, TrainingOptions
@@ -20,7 +19,7 @@ class ExtPlanner(ExperimentPlanner):
     feature-map elements a training step keeps. A method sets the class attributes and `arch_kwargs`.
     """
 
-    network_class: ClassVar[type[nn.Module]]
+    network_class: ClassVar[type[Any]]
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
 
     def __init__(

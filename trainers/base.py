@@ -37,7 +37,7 @@ class ExtTrainer(nnUNetTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
     method: ClassVar[str]
-    network_class: ClassVar[type[nn.Module]]
+    network_class: ClassVar[type[Any]]
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
 
     def __init__(
@@ -107,7 +107,7 @@ class ExtTrainer(nnUNetTrainer):
         configuration_manager = plans_manager.get_configuration(configuration)
         options = cls.options_class.from_plans(configuration_manager.configuration.get(PLANS_KEY))
         with torch.device("meta"):  # no memory, no random numbers: only what the constructor checks
-            network = cls.build_network_architecture(
+            network: Any = cls.build_network_architecture(
                 plans_manager,
                 configuration_manager,
                 determine_num_input_channels(plans_manager, configuration_manager, dataset_json),
@@ -154,7 +154,8 @@ class ExtTrainer(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switches the network's list output on or off; our networks have no `.decoder`."""
-        unwrap(self.network).deep_supervision = enabled
+        network: Any = unwrap(self.network)
+        network.deep_supervision = enabled
 
     # checkpoints
 
@@ -190,9 +191,7 @@ class ExtTrainer(nnUNetTrainer):
         super().on_train_start()
         if self.local_rank != 0:
             return
-        report = complexity_report(
-            unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size
-        )
+        report = complexity_report(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
         write_json(os.path.join(self.output_folder, "complexity.json"), report)
         self.print_to_log_file(complexity_text(report), add_timestamp=False)
         if self.current_epoch and os.path.isfile(self._history_file):
@@ -204,10 +203,10 @@ class ExtTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """nnU-Net's; then adds the epoch's row to `<method>_history.json`."""
-        row = {"epoch": self.current_epoch}
+        row: dict[str, Any] = {"epoch": self.current_epoch}
         for ours, theirs in (("train_loss", "train_losses"), ("val_loss", "val_losses"), ("dice", "mean_fg_dice")):
             value = float(np.round(self.logger.get_value(theirs, step=-1), 6))
-            row[ours] = value if np.isfinite(value) else None  # type: ignore[assignment]
+            row[ours] = value if np.isfinite(value) else None
         row.update(self.history_row())
         super().on_epoch_end()
         if self.local_rank == 0:

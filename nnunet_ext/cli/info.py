@@ -9,7 +9,7 @@ from typing import Any
 from nnunet_ext._methods import METHODS, Method
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.pt_score import Row, pt_scores, published_tables, read_table
+from nnunet_ext.pt_score import TABLE_PATCH, Row, pt_scores, published_tables, read_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="PT score against a table: a CSV file with the columns method, mdice, params_m, gflops (paper "
         f"convention), or a published one: {', '.join(published_tables())}",
     )
-    parser.add_argument("--dice", type=float, help="mean Dice in percent for --rivals (default: the model's validation)")
+    parser.add_argument(
+        "--patch",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="cost at this patch instead of the plan's (published tables: at theirs)",
+    )
+    parser.add_argument(
+        "--dice", type=float, help="mean Dice in percent for --rivals (default: the model's validation)"
+    )
     parser.add_argument("--measure", action="store_true", help="build other networks too and count; imports torch")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -40,16 +49,18 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.configuration is None and folds:
         names = [args.path.resolve().name.split("__")[-1]]
-    reports = {name: describe(plans, dataset_json, name, measure=args.measure) for name in names}
+    reports = {name: describe(plans, dataset_json, name, measure=args.measure, patch=args.patch) for name in names}
     for report in reports.values():
         report["stored"] = stored_size(report, folds)
     table = None
     if args.rivals:
-        reports_with_cost = [r for r in reports.values() if "paper" in r]
-        if not reports_with_cost:
+        suitable = [name for name, report in reports.items() if "paper" in report]
+        if not suitable:
             raise ConfigurationError("--rivals needs a configuration whose network has a paper convention.")
         dice = args.dice if args.dice is not None else validation_dice(folds)
-        table = rank(args.rivals, reports_with_cost[0], dice)
+        edge = TABLE_PATCH.get(args.rivals)
+        patch = args.patch or ([edge] * 3 if edge else None)
+        table = rank(args.rivals, describe(plans, dataset_json, suitable[0], measure=False, patch=patch), dice)
     if args.json:
         print(json.dumps({"configurations": reports, "rivals": table}, indent=2))
         return 0
@@ -81,9 +92,21 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Path]]
     return plans, dataset_json, sorted(path.glob("fold_*")) if path.is_dir() else []
 
 
-def describe(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], name: str, *, measure: bool) -> dict[str, Any]:
-    """The cost report of one configuration; for networks that are not ours only with `measure`."""
+def describe(
+    plans: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    name: str,
+    *,
+    measure: bool,
+    patch: list[int] | None = None,
+) -> dict[str, Any]:
+    """The cost report of one configuration, at `patch` (voxels) or the plan's own.
+
+    Networks that are not ours are built and counted only with `measure`.
+    """
     configuration = resolved(plans, name)
+    if patch and len(patch) == len(configuration["patch_size"]):
+        configuration["patch_size"] = patch
     architecture = configuration["architecture"]
     channels, heads = channels_and_heads(configuration, dataset_json)
     method = method_of(architecture["network_class_name"])
@@ -167,8 +190,9 @@ def validation_dice(folds: list[Path]) -> float:
 
 def rank(table: str, report: Mapping[str, Any], dice: float) -> list[dict[str, Any]]:
     """The rows of the table and ours, each with its PT score, best first."""
+    size = "x".join(map(str, report["patch_size"]))
     ours = Row(
-        f"this {report['method']}", dice, report["parameters"]["active"] / 1e6, report["paper"]["gflops"]
+        f"this {report['method']} (patch {size})", dice, report["parameters"]["active"] / 1e6, report["paper"]["gflops"]
     )
     rows = [*read_table(table), ours]
     scored = [{"pt": score, **vars(row)} for score, row in zip(pt_scores(rows), rows, strict=True)]
@@ -207,6 +231,7 @@ def table_text(table: list[dict[str, Any]]) -> str:
     lines = [f"{'method':{width}}  {'mDice':>6}  {'M params':>8}  {'GFLOPs':>8}  {'PT':>6}"]
     for row in table:
         lines.append(
-            f"{row['method']:{width}}  {row['mdice']:6.1f}  {row['params_m']:8.2f}  {row['gflops']:8.2f}  {row['pt']:6.4f}"
+            f"{row['method']:{width}}  {row['mdice']:6.1f}  {row['params_m']:8.2f}  "
+            f"{row['gflops']:8.2f}  {row['pt']:6.4f}"
         )
     return "\n".join(lines)

@@ -74,7 +74,9 @@ def cost_report(
 ) -> dict[str, Any]:
     """Parameters, GMACs and GFLOPs (1e9) at the patch (voxels), in both conventions; see `complexity_report`."""
     strides = arch_kwargs["strides"]
-    total_stride = [[math.prod(axis) for axis in zip(*strides[: level + 1], strict=True)] for level in range(len(strides))]
+    total_stride = [
+        [math.prod(axis) for axis in zip(*strides[: level + 1], strict=True)] for level in range(len(strides))
+    ]
     padded = [math.ceil(p / f) * f for p, f in zip(patch_size, total_stride[-1], strict=True)]
     voxels = [math.prod(p // f for p, f in zip(padded, stride, strict=True)) for stride in total_stride]
     total = active = 0

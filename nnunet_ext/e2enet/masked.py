@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class KernelMask(nn.Module):
     """Mixin for convolutions: a persistent buffer `kernel_mask` `[weight.shape[0], weight.shape[1]]`, True = active."""
 
-    weight: nn.Parameter
+    weight: Tensor
     kernel_mask: Tensor
 
     def init_mask(self) -> None:
@@ -69,7 +69,7 @@ class KernelMask(nn.Module):
     def _problem_of(self, kernels: Tensor, bits: Tensor) -> str | None:
         total, active = self.kernel_mask.numel(), int(self.kernel_mask.sum())
         if bits.dtype != torch.uint8 or bits.numel() != -(-total // 8):
-            return f"the mask has {bits.numel()} bytes for {total} kernels; the checkpoint is damaged or of another network"
+            return f"{bits.numel()} bytes of mask for {total} kernels; the checkpoint is damaged or of another network"
         if kernels.shape[1:] != self.weight.shape[2:]:
             return f"the kernels have shape {list(kernels.shape[1:])}, expected {list(self.weight.shape[2:])}"
         named = int(unpack_bits(bits, torch.Size([bits.numel() * 8])).sum())

@@ -42,7 +42,7 @@ class ConvBlock(nn.Module):
         restricted = 1 in kernel_size
         self.shift_axis = list(kernel_size).index(1) if restricted else 0
         self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
-        conv: type[nn.Conv3d] = MaskedConv3d if masked else nn.Conv3d
+        conv: Any = MaskedConv3d if masked else nn.Conv3d
         self.conv = conv(
             in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size)
         )
@@ -71,7 +71,7 @@ class FusionNode(nn.Module):
         masked: bool,
     ) -> None:
         super().__init__()
-        up: type[nn.ConvTranspose3d] = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
+        up: Any = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
         self.up = up(width_below, width, tuple(up_stride), tuple(up_stride), bias=False)
         self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
         # Columns of the first convolution: forward, up, down.
@@ -205,6 +205,7 @@ class E2ENet(nn.Module):
         for stage in self.backbone:
             x = stage(x)
             features.append(x)
+        nodes: Any
         ends = []  # the lowest node of each stage, the last node of its level; level 0 comes last
         for nodes in self.fusion:
             features = [
@@ -212,7 +213,8 @@ class E2ENet(nn.Module):
                 for level, node in enumerate(nodes)
             ]
             ends.append(features[-1])
-        heads = self.heads.seg_layers if self.deep_supervision else self.heads.seg_layers[:1]
+        seg_layers: Any = self.heads.seg_layers
+        heads = seg_layers if self.deep_supervision else seg_layers[:1]
         logits = [self._crop(head(ends[-1 - level]), size, level) for level, head in enumerate(heads)]
         return logits if self.deep_supervision else logits[0]
 
@@ -252,6 +254,8 @@ class E2ENet(nn.Module):
             math.prod(p // f for p, f in zip(full, self._total_stride(level), strict=True))
             for level in range(len(self.strides))
         ]
+        stage: Any
+        nodes: Any
         total = 0
         for level, stage in enumerate(self.backbone):
             for block, at in zip(stage, (max(level - 1, 0), level), strict=True):

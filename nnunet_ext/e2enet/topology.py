@@ -143,8 +143,10 @@ def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
     for stage, nodes in enumerate(network.fusion, start=1):  # type: ignore[arg-type]
         for level, node in enumerate(nodes):
             conv = node.convs[0].conv
-            columns = conv.kernel_mask.sum(0) if isinstance(conv, KernelMask) else conv.weight.new_full(
-                (conv.in_channels,), conv.out_channels
+            columns = (
+                conv.kernel_mask.sum(0)
+                if isinstance(conv, KernelMask)
+                else conv.weight.new_full((conv.in_channels,), conv.out_channels)
             )
             counts = [int(part.sum()) for part in columns.split(node.directions)]
             shares[f"{stage},{level}"] = {

@@ -93,9 +93,7 @@ class TrainerContract:
         trainer.on_epoch_start()
         trainer.on_train_epoch_start()
         first = trainer.current_epoch * 1000
-        steps = [
-            trainer.train_step(self.batch(trainer, first + i)) for i in range(trainer.num_iterations_per_epoch)
-        ]
+        steps = [trainer.train_step(self.batch(trainer, first + i)) for i in range(trainer.num_iterations_per_epoch)]
         trainer.on_train_epoch_end(steps)
         with torch.no_grad():
             trainer.on_validation_epoch_start()
@@ -287,7 +285,9 @@ class TrainerContract:
         trained.run("nnUNetv2_ensemble", "-i", tmp_path / "all", tmp_path / "one", "-o", tmp_path / "both", "-np", 1)
         both = segmentations(tmp_path / "both")
         for name in all_folds:
-            probabilities = [np.load(tmp_path / k / name.replace("nii.gz", "npz"))["probabilities"] for k in ("all", "one")]
+            probabilities = [
+                np.load(tmp_path / k / name.replace("nii.gz", "npz"))["probabilities"] for k in ("all", "one")
+            ]
             assert np.array_equal(both[name], sum(probabilities).argmax(0))
 
         archive = tmp_path / "model.zip"

@@ -51,7 +51,7 @@ def test_the_estimate_is_within_15_percent_of_what_autograd_keeps(name):
         (4, 4, (128, 128, 128), {"strides": FULL, "sparsity": None}),
         (1, 16, (128, 128, 128), {"strides": FULL, "sparsity": 0.7, "kernel_size": [3, 3, 3]}),
         (1, 16, (64, 64, 64), {"strides": FULL, "base_features": 58, "shift_size": 0}),
-        (2, 5, (33, 50, 48), {"strides": PLANS["five levels, four channels"][1], "features_per_stage": [4, 6, 9, 9, 10]}),
+        (2, 5, (33, 50, 48), {"strides": PLANS["five levels, four channels"][1], "base_features": 5}),
     ],
 )
 def test_costs_by_arithmetic_equal_those_counted_on_the_network(channels, classes, patch_size, arch_kwargs):

@@ -64,7 +64,7 @@ def test_a_full_checkpoint_still_loads():
 def test_a_flipped_bit_is_refused():
     state = build().state_dict()
     state[first(state, "kernel_bits")][0] ^= 4
-    with pytest.raises(RuntimeError, match="the mask names .* active kernels, .* are stored; the checkpoint is damaged"):
+    with pytest.raises(RuntimeError, match="the mask names .* kernels, .* are stored; the checkpoint is damaged"):
         build(1).load_state_dict(state)
 
 

@@ -61,7 +61,8 @@ class Workspace:
             timeout=900,
         )
         if check and result.returncode != 0:
-            raise AssertionError(f"{' '.join(map(str, words))} ended with {result.returncode}:\n{result.stdout[-6000:]}")
+            line = " ".join(map(str, words))
+            raise AssertionError(f"{line} ended with {result.returncode}:\n{result.stdout[-6000:]}")
         return result
 
     def train(self, configuration, fold, *words, check=True, dataset=DATASET_ID, **environment):
@@ -72,7 +73,7 @@ class Workspace:
 
     def predict(self, source, target, *words, **environment):
         self.run(
-            "nnUNetv2_predict", "-i", source, "-o", target, "-d", DATASET_ID, "-device", "cpu", "-npp", 1, "-nps", 1,
+            "nnUNetv2_predict", "-i", source, "-o", target, "-d", DATASET_ID, "-device", "cpu", "-npp", 0, "-nps", 0,
             *words, **environment,
         )  # fmt: skip
         return segmentations(target)

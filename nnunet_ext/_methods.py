@@ -1,0 +1,82 @@
+"""The methods by name: what the command line must know of each before anything heavy is imported."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from nnunet_ext.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's names for nnU-Net and the dotted paths of its parts, which are imported when asked for."""
+
+    name: str
+    title: str
+    trainer: str
+    planner: str
+    plans_name: str
+    network: str
+    options: str
+    arch_kwargs: str
+    costs: str
+    presets: str
+
+    def network_class(self) -> Any:
+        """The network's class; its dotted path is what plans files name."""
+        return _locate(self.network)
+
+    def options_class(self) -> Any:
+        """The dataclass of the training options."""
+        return _locate(self.options)
+
+    def trainer_class(self) -> Any:
+        """The trainer's class."""
+        from nnunet_ext._registry import TRAINERS
+
+        return _locate(f"{TRAINERS[self.trainer]}.{self.trainer}")
+
+    def arch_kwargs_from_strides(self) -> Callable[..., dict[str, Any]]:
+        """The function strides -> default arch_kwargs."""
+        return _locate(self.arch_kwargs)
+
+    def cost_report(self) -> Callable[..., dict[str, Any]]:
+        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs, free of torch."""
+        return _locate(self.costs)
+
+    def preset_settings(self) -> dict[str, dict[str, Any]]:
+        """Preset name -> settings for `nnunet_ext plan`."""
+        return _locate(self.presets)
+
+
+METHODS = {
+    "e2enet": Method(
+        name="e2enet",
+        title="E2ENet",
+        trainer="E2ENetTrainer",
+        planner="E2ENetPlanner",
+        plans_name="E2ENetPlans",
+        network="nnunet_ext.e2enet.network.E2ENet",
+        options="nnunet_ext.e2enet.options.E2ENetOptions",
+        arch_kwargs="nnunet_ext.e2enet.network.arch_kwargs_from_strides",
+        costs="nnunet_ext.e2enet.costs.cost_report",
+        presets="nnunet_ext.e2enet.presets.PRESETS",
+    ),
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigurationError: unknown name; the known ones are listed.
+    """
+    if name not in METHODS:
+        raise ConfigurationError(f"Unknown method '{name}'. Known: {', '.join(sorted(METHODS))}.")
+    return METHODS[name]
+
+
+def _locate(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)

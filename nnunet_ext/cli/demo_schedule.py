@@ -1,0 +1,102 @@
+"""The demo's device and short schedule: what is set in the plans so that a training ends within minutes."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_ext.errors import ConfigurationError
+
+# What the short schedule sets in the plans, by device; `patch_voxels` and `topology_updates` are worked out per plan.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "batch_size": 2,
+        "num_epochs": 16,
+        "num_iterations_per_epoch": 20,
+        "num_val_iterations_per_epoch": 2,
+        "patch_voxels": 32 * 48 * 48,
+    },
+    "cuda": {
+        "batch_size": 2,
+        "num_epochs": 30,
+        "num_iterations_per_epoch": 50,
+        "num_val_iterations_per_epoch": 5,
+        "patch_voxels": 96**3,
+    },
+}
+METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
+    "e2enet": {
+        "cpu": {"base_features": 8, "topology_updates": 8},
+        "cuda": {"base_features": 32, "topology_updates": 15},
+    },
+}
+
+
+def chosen_device(asked: str) -> str:
+    """The device: "auto" is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ConfigurationError: the device that was asked for is not there.
+    """
+    import torch
+
+    if asked == "cpu":
+        return asked
+    if asked == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigurationError("torch finds no Apple GPU (mps). Use --device cpu.")
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise ConfigurationError("torch finds no CUDA GPU. Use --device cpu.")
+    return "cpu"
+
+
+def cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def augmentation_processes(device: str) -> int:
+    """Worker processes that prepare the training's batches."""
+    return min(8, cpus() - 1) if cpus() > 1 else 0
+
+
+def demo_settings(
+    method: str, device: str, configuration: Mapping[str, Any], epochs: int | None = None
+) -> dict[str, Any]:
+    """The settings for `derive_plans` that make the planned training short.
+
+    Args:
+        method: its name.
+        device: "cuda" gets the larger schedule.
+        configuration: as planned; its patch is only ever made smaller.
+        epochs: instead of the schedule's.
+    """
+    kind = "cuda" if device == "cuda" else "cpu"
+    schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES[method][kind]}
+    if epochs is not None:
+        schedule["num_epochs"] = epochs
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    schedule["patch_size"] = smaller_patch(configuration["patch_size"], strides, schedule.pop("patch_voxels"))
+    if updates := schedule.pop("topology_updates", None):
+        steps = schedule["num_epochs"] * schedule["num_iterations_per_epoch"]
+        schedule["update_every"] = max(1, steps // updates)
+    return schedule
+
+
+def smaller_patch(patch: Sequence[int], strides: Sequence[Sequence[int]], voxels: int) -> list[int]:
+    """The patch `[d, h, w]` with at most `voxels` voxels where that can be had.
+
+    The longest axis is shortened by one step of the network's total stride at a time, down to two steps.
+    """
+    patch = list(patch)
+    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    while math.prod(patch) > voxels:
+        axes = [axis for axis in range(len(patch)) if patch[axis] > 2 * steps[axis]]
+        if not axes:
+            break
+        longest = max(axes, key=lambda axis: patch[axis])
+        patch[longest] = (math.ceil(patch[longest] / steps[longest]) - 1) * steps[longest]
+    return patch

@@ -1,0 +1,115 @@
+"""`nnunet_ext plan`: writes a plans file beside the existing ones."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_ext._methods import METHODS, Method, get_method
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.options import refuse_unknown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `nnunet_ext plan`."""
+    parser.add_argument("dataset", metavar="DATASET", help="name or number of a planned data set")
+    parser.add_argument("--method", choices=sorted(METHODS), help="whose network and options to write")
+    parser.add_argument(
+        "--preset",
+        dest="presets",
+        action="append",
+        default=[],
+        metavar="METHOD/NAME",
+        help="named settings, for example e2enet/s90; repeatable, later ones and --set win",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        default="nnUNetPlans",
+        metavar="PLANS",
+        help="plans to start from (default: %(default)s)",
+    )
+    parser.add_argument("--name", required=True, metavar="PLANS", help="name of the new plans, for nnU-Net's -p")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="training option, network argument, patch_size or batch_size; VALUE is JSON or text; repeatable",
+    )
+    parser.add_argument(
+        "--configuration",
+        dest="configurations",
+        action="append",
+        metavar="NAME",
+        help="change only this configuration; repeatable (default: all that the method supports)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing plans of that name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Derives, checks and writes the plans, and says how to train with them."""
+    from nnunet_ext.plans_file import (
+        derive_plans,
+        parse_settings,
+        preprocessed_folder,
+        read_dataset_json,
+        read_plans,
+        write_plans,
+    )
+
+    method, settings = chosen_method_and_presets(args.method, args.presets)
+    settings.update(parse_settings(args.settings))
+    folder = preprocessed_folder(args.dataset)
+    source = read_plans(folder, args.source)
+    plans = derive_plans(
+        source,
+        read_dataset_json(folder),
+        method,
+        name=args.name,
+        settings=settings,
+        configurations=args.configurations,
+    )
+    what = write_plans(folder, plans, overwrite=args.overwrite)
+    print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
+    changed = [name for name, values in plans["configurations"].items() if values != source["configurations"][name]]
+    for name in changed:
+        values = plans["configurations"][name]
+        patch = "x".join(map(str, values["patch_size"]))
+        print(f"  {name}: {method.title}, patch {patch}, batch {values['batch_size']}")
+    foreign = [
+        name
+        for name in changed
+        if source["configurations"][name]["architecture"]["network_class_name"] != method.network
+    ]
+    if foreign and not {"patch_size", "batch_size"} & set(settings):
+        print(
+            f"Patch and batch are those of {args.source}, sized for another network. {method.planner} sizes them for "
+            f"{method.title}: nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner}"
+        )
+    configuration = next(iter(changed), "3d_fullres")
+    print(f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}")
+    return 0
+
+
+def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple[Method, dict[str, Any]]:
+    """The method, from its name or from the presets, and the presets' settings in their order.
+
+    Raises:
+        ConfigurationError: neither is given, an unknown preset, or presets of several methods.
+    """
+    names = {preset.partition("/")[0] for preset in presets} | ({name} if name else set())
+    if len(names) != 1:
+        found = ", ".join(sorted(names)) or "neither"
+        raise ConfigurationError(f"Give one --method, or presets of one method (METHOD/NAME); found {found}.")
+    method = get_method(names.pop())
+    settings: dict[str, Any] = {}
+    known = method.preset_settings()
+    for preset in presets:
+        refuse_unknown([preset.partition("/")[2]], known, f"preset of {method.title}")
+        settings.update(known[preset.partition("/")[2]])
+    return method, settings
+
+
+def _number(dataset: str) -> str:
+    return str(int(dataset[7:10])) if dataset[7:10].isdigit() else dataset

@@ -1,0 +1,33 @@
+"""`nnunet_ext report`: one HTML page about a trained model folder, ours or stock nnU-Net's."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `nnunet_ext report`."""
+    parser.add_argument(
+        "model_folder",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="a trained model as nnU-Net writes it: .../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION",
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="FILE",
+        help="the page to write (default: report.html in the model folder)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the folder, draws the figures, writes the page and says where."""
+    from nnunet_ext.report.model_folder import read_model_folder
+    from nnunet_ext.report.page import write_page
+
+    model = read_model_folder(args.model_folder)
+    output = args.output or model.path / "report.html"
+    write_page(model, output)
+    print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,124 @@
+"""`nnunet_ext info`: figures by arithmetic, quickly, and the reasons where it cannot answer."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from end_to_end.stock import handmade_plans
+
+from nnunet_ext.cli.info import channels_and_heads, resolved
+from nnunet_ext.cli.main import main
+from nnunet_ext.errors import ConfigurationError
+
+STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
+LABELS = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, **{f"organ{k}": k for k in range(1, 16)}},
+    "file_ending": ".nii.gz",
+}
+
+
+@pytest.fixture
+def plans_file(tmp_path):
+    architecture = {
+        "network_class_name": "nnunet_ext.e2enet.network.E2ENet",
+        "arch_kwargs": {"strides": STRIDES, "sparsity": 0.8},
+        "_kw_requires_import": [],
+    }
+    plans = handmade_plans(architecture, patch_size=(128, 128, 128), strides=STRIDES)
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (tmp_path / "E2ENetPlans.json").write_text(json.dumps(plans))
+    (tmp_path / "dataset.json").write_text(json.dumps(LABELS))
+    return tmp_path / "E2ENetPlans.json"
+
+
+def answer(capsys, *words):
+    assert main(["info", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_papers_network_in_figures(plans_file, capsys):
+    report = json.loads(answer(capsys, plans_file, "--json"))["configurations"]["3d_fullres"]
+    assert report["parameters"] == {"total": 23_899_088, "trainable": 23_899_088, "active": 9_445_351}
+    assert report["paper"]["gflops"] == pytest.approx(778.74, abs=0.006)
+    assert report["paper"]["gmacs"] == pytest.approx(report["paper"]["gflops"] / 2)
+    assert report["stored"]["weights_mb"] == pytest.approx(4 * 9.445351)
+
+
+def test_the_cascade_has_a_channel_more_per_label(plans_file, capsys):
+    reports = json.loads(answer(capsys, plans_file, "--json"))["configurations"]
+    assert reports["3d_fullres"]["input_channels"] == 1
+    assert reports["3d_cascade_fullres"]["input_channels"] == 16
+
+
+def test_nothing_heavy_is_imported(plans_file):
+    code = (
+        "import sys; from nnunet_ext.cli.main import main; main(sys.argv[1:]); "
+        "sys.exit(bool({'torch', 'nnunetv2', 'numpy', 'SimpleITK'} & set(sys.modules)))"
+    )
+    words = ["info", plans_file, "--configuration", "3d_fullres", "--rivals", "amos-val", "--dice", "90"]
+    result = subprocess.run([sys.executable, "-c", code, *words], cwd=plans_file.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_rivals_are_compared_at_the_tables_patch(plans_file, capsys):
+    text = answer(capsys, plans_file, "--configuration", "3d_fullres", "--rivals", "btcv", "--dice", "88.3")
+    ours = next(line for line in text.splitlines() if line.startswith("this E2ENet"))
+    assert "(patch 96x96x96)" in ours and f"{778.7416 * 27 / 64:.2f}" in ours
+
+
+def test_other_networks_are_counted_only_when_asked(plans_file, capsys):
+    assert "--measure" in answer(capsys, plans_file, "--configuration", "2d")
+    report = json.loads(answer(capsys, plans_file, "--configuration", "2d", "--measure", "--json"))
+    assert report["configurations"]["2d"]["parameters"]["total"] > 0
+
+
+def test_regions_have_no_background_logit_and_the_ignore_label_none(plans_file):
+    labels = {"background": 0, "whole": [1, 2], "inner": 2, "ignore": 3}
+    assert channels_and_heads({}, {**LABELS, "labels": labels}) == (1, 2)
+    labels = {"background": 0, "a": 1, "b": 2, "ignore": 3}
+    assert channels_and_heads({}, {**LABELS, "labels": labels}) == (1, 3)
+
+
+def test_counts_agree_with_nnunet(plans_file):
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = json.loads(plans_file.read_text())
+    manager = PlansManager(plans)
+    for labels in (
+        LABELS["labels"],
+        {"background": 0, "whole": [1, 2], "inner": 2, "ignore": 3},
+        {"background": 0, "a": 1, "b": 2, "ignore": 3},
+    ):
+        order = {"regions_class_order": [1, 2]} if "whole" in labels else {}
+        dataset_json = {**LABELS, "labels": labels, **order}
+        for name in ("3d_fullres", "3d_cascade_fullres"):
+            theirs = (
+                determine_num_input_channels(manager, name, dataset_json),
+                manager.get_label_manager(dataset_json).num_segmentation_heads,
+            )
+            assert channels_and_heads(resolved(plans, name), dataset_json) == theirs
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.json"], "neither a plans file nor the folder of a trained model"),
+        (["E2ENetPlans.json", "--configuration", "4d"], "No configuration 4d in these plans. They have: 2d, 3d"),
+        (["E2ENetPlans.json", "--configuration", "3d_fullres", "--rivals", "amos-val"], "needs a mean Dice"),
+        (["E2ENetPlans.json", "--configuration", "2d", "--rivals", "amos-val"], "has a paper convention"),
+        (["dataset.json"], "is not a plans file"),
+    ],
+)
+def test_what_cannot_be_answered_is_said(plans_file, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(plans_file.parent)
+    assert main(["info", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_inheritance_that_leads_nowhere_is_named():
+    plans = {"configurations": {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}}
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        resolved(plans, "a")

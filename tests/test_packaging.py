@@ -1,0 +1,277 @@
+"""What a user installs: the built files, the start-up files, and which part may import which."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+import nnunet_ext
+from nnunet_ext._methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+STARTUP = {"nnunet_ext.pth", "nnunet_ext.start"}
+FOLDERS = {"nnunet_ext": "nnunet_ext", "trainers": "nnunet_ext/trainers", "plans": "nnunet_ext/plans"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def sources():
+    """`{file in the repository: its place in an installation}` of every Python file that must be installed."""
+    found = {}
+    for folder, installed in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found[path.relative_to(ROOT)] = f"{installed}/{path.relative_to(ROOT / folder).as_posix()}"
+    return found
+
+
+SOURCES = sources()
+OURS = [path for path in SOURCES if path.parts[0] == "nnunet_ext"]
+FOLDER_OF_METHOD = {method.name: method.network.split(".")[1] for method in METHODS.values()}
+
+
+# what is built
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A source distribution, and the wheel that is built from it."""
+    copy = tmp_path_factory.mktemp("source") / "repository"
+    ignored = shutil.ignore_patterns(".git", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".venv*")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_every_module_under_its_installed_name(wheel):
+    for path, installed in SOURCES.items():
+        assert wheel.get(installed) == (ROOT / path).read_bytes(), path
+
+
+def test_the_wheel_holds_no_other_module(wheel):
+    assert {name for name in wheel if name.endswith(".py")} == set(SOURCES.values())
+
+
+def test_the_wheel_holds_every_table_template_and_other_file_of_the_package(wheel):
+    files = [
+        f"{installed}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, installed in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert sorted(set(files) - set(wheel)) == []
+
+
+def test_the_wheel_holds_the_start_up_files_beside_the_package(wheel):
+    for name in STARTUP:
+        assert wheel[name] == (ROOT / name).read_bytes()
+
+
+def test_an_uninstall_removes_the_start_up_files(wheel):
+    """pip removes what RECORD lists."""
+    record = next(content for name, content in wheel.items() if name.endswith(".dist-info/RECORD")).decode()
+    assert {line.split(",")[0] for line in record.splitlines()} == set(wheel)
+
+
+def test_the_wheel_holds_the_licence(wheel):
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+
+
+def test_the_wheel_is_for_every_platform(built):
+    assert [path.name for path in built.glob("*.whl")] == [f"nnunet_ext-{nnunet_ext.__version__}-py3-none-any.whl"]
+
+
+def test_the_source_distribution_holds_all_that_the_wheel_is_built_from(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {path.as_posix() for path in SOURCES} | STARTUP | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
+    assert wanted - names == set()
+
+
+def test_every_folder_with_code_is_listed_as_a_package():
+    """A forgotten one would be missing in wheels and present in editable installs."""
+    packages = {Path(installed).parent.as_posix().replace("/", ".") for installed in SOURCES.values()}
+    listed = PROJECT["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == sorted(listed)
+
+
+def test_every_package_but_the_bridge_has_an_init_file():
+    folders = {path.parent for path in SOURCES}
+    assert {f.as_posix() for f in folders if not (ROOT / f / "__init__.py").exists()} == {"nnunet_ext/bridge"}
+
+
+def test_one_version_everywhere():
+    assert PROJECT["project"]["version"] == nnunet_ext.__version__
+
+
+# the start-up files
+
+
+def python(code, *flags, **environment):
+    """Runs code in a fresh process in an empty search path but for what the code adds; returns what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [sys.executable, *flags, "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**inherited, **environment}, cwd=ROOT.parent
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+def test_the_pth_file_is_one_line_that_python_executes():
+    lines = (ROOT / "nnunet_ext.pth").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("import ")
+
+
+def test_python_installs_the_hook_from_the_pth_file(tmp_path):
+    shutil.copy(ROOT / "nnunet_ext.pth", tmp_path)
+    code = f"""
+import site, sys
+sys.path.insert(0, {str(ROOT)!r})
+assert "nnunet_ext" not in sys.modules
+site.addsitedir({str(tmp_path)!r})
+print(sys.modules["nnunet_ext._startup"].installed())
+"""
+    assert python(code, "-S") == "True"
+
+
+def test_the_pth_file_is_silent_where_the_package_is_gone(tmp_path):
+    shutil.copy(ROOT / "nnunet_ext.pth", tmp_path)
+    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); print('nnunet_ext' in sys.modules)"
+    assert python(code, "-S") == "False"
+
+
+def test_the_start_file_names_the_function_that_the_pth_file_calls():
+    module, _, name = (ROOT / "nnunet_ext.start").read_text().strip().partition(":")
+    assert f"import {module}" in (ROOT / "nnunet_ext.pth").read_text()
+    assert f"{module}.{name}()" in (ROOT / "nnunet_ext.pth").read_text()
+
+
+def test_every_start_of_python_installs_the_hook_and_imports_nothing_heavy():
+    code = """
+import sys
+print(sys.modules["nnunet_ext._startup"].installed())
+print(sorted({"torch", "numpy", "nnunetv2", "matplotlib", "SimpleITK", "nnunet_ext.trainers"} & set(sys.modules)))
+"""
+    assert python(code).splitlines() == ["True", "[]"]
+
+
+def test_importing_the_package_imports_neither_torch_nor_nnunet():
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import nnunet_ext
+print([name for name in sys.modules if name.split(".")[0] in ("torch", "nnunetv2", "numpy")])
+"""
+    assert python(code, "-S") == "[]"
+
+
+# who may import whom
+
+
+def imports(path):
+    """`(module, whether at the top of the file)` of every import statement; `from a import b` gives a and a.b."""
+    tree = ast.parse((ROOT / path).read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(path.with_suffix("").parts[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [package, node.module]))
+            names = [module] + [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) not in inside
+
+
+def below(name, *packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def offenders(paths, forbidden):
+    return [f"{path} imports {name}" for path in paths for name, top in imports(path) if forbidden(path, name, top)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("import a.b", [("a.b", True)]),
+        ("from a import b", [("a", True), ("a.b", True)]),
+        ("from . import c", [("nnunet_ext.x", True), ("nnunet_ext.x.c", True)]),
+        ("from ..y import c", [("nnunet_ext.y", True), ("nnunet_ext.y.c", True)]),
+        ("def f():\n    import a", [("a", False)]),
+        ("if True:\n    import a", [("a", True)]),
+    ],
+)
+def test_import_statements_are_read_in_all_their_forms(statement, expected, tmp_path, monkeypatch):
+    (tmp_path / "nnunet_ext" / "x").mkdir(parents=True)
+    (tmp_path / "nnunet_ext" / "x" / "file.py").write_text(statement)
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert list(imports(Path("nnunet_ext/x/file.py"))) == expected
+
+
+def test_nothing_in_nnunet_ext_imports_trainers_or_plans():
+    """The registry names them as strings; only the command line may import them, inside its functions."""
+
+    def forbidden(path, name, top):
+        ours = below(name, "nnunet_ext.trainers", "nnunet_ext.plans", "trainers", "plans")
+        return ours and (top or path.parts[1] != "cli")
+
+    assert offenders(OURS, forbidden) == []
+
+
+def test_no_file_knows_the_repositorys_own_folder_names():
+    """`trainers` and `plans` are installed inside nnunet_ext; under two names a class would exist twice."""
+    assert offenders(SOURCES, lambda path, name, top: below(name, "trainers", "plans", "tests", "benchmarks")) == []
+
+
+@pytest.mark.parametrize("folder", FOLDER_OF_METHOD.values())
+def test_a_method_imports_no_other_method_and_no_nnunet(folder):
+    others = [f"nnunet_ext.{other}" for other in FOLDER_OF_METHOD.values() if other != folder]
+    paths = [path for path in OURS if path.parts[1] == folder]
+    assert paths
+    assert offenders(paths, lambda path, name, top: below(name, "nnunetv2", *others)) == []
+
+
+def test_modules_that_every_part_shares_import_methods_and_nnunet_only_inside_functions():
+    heavy = ["nnunetv2", *(f"nnunet_ext.{folder}" for folder in FOLDER_OF_METHOD.values())]
+    paths = [path for path in OURS if len(path.parts) == 2 or path.parts[1] in ("bridge", "cli")]
+    assert offenders(paths, lambda path, name, top: top and below(name, *heavy)) == []
+
+
+def test_only_trainers_and_plans_import_nnunet_at_their_top():
+    assert offenders(OURS, lambda path, name, top: top and below(name, "nnunetv2")) == []
+
+
+def test_trainers_and_plans_do_not_import_each_other():
+    def forbidden(path, name, top):
+        return below(name, {"trainers": "nnunet_ext.plans", "plans": "nnunet_ext.trainers"}[path.parts[0]])
+
+    assert offenders([path for path in SOURCES if path.parts[0] in ("trainers", "plans")], forbidden) == []
