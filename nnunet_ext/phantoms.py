@@ -15,7 +15,7 @@ from nnunet_ext.files import write_json
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidneys": 3, "aorta": 4}
 AIR, FAT, MUSCLE, BONE = -1000.0, -90.0, 50.0, 600.0  # Hounsfield units
-NOISE = 25.0  # standard deviation in Hounsfield units
+NOISE = 15.0  # standard deviation in Hounsfield units
 TEXTURE_LENGTH = 6.0  # mm
 
 
@@ -30,19 +30,19 @@ class Ellipsoid:
     centre: tuple[float, float, float]
     half_axes: tuple[float, float, float]
     hounsfield: float
-    texture: float = 12.0
+    texture: float = 10.0
 
 
 # Later ones lie over earlier ones. Mirrored left-right, the abdomen is still told apart by size and contrast, because
 # nnU-Net trains with mirroring.
 ATLAS = (
-    Ellipsoid(LABELS["liver"], (14, -14, -56), (66, 56, 52), 90),
+    Ellipsoid(LABELS["liver"], (14, -14, -56), (66, 56, 52), 80),
     Ellipsoid(LABELS["spleen"], (26, 20, 78), (48, 38, 26), 160),
-    Ellipsoid(0, (36, -44, 46), (32, 28, 32), 20, 25),  # stomach
-    Ellipsoid(LABELS["kidneys"], (-42, 34, -56), (44, 22, 24), 240),
-    Ellipsoid(LABELS["kidneys"], (-36, 36, 54), (46, 22, 24), 240),
+    Ellipsoid(0, (36, -44, 46), (32, 28, 32), 10, 15),  # stomach
+    Ellipsoid(LABELS["kidneys"], (-42, 34, -56), (44, 22, 24), 250),
+    Ellipsoid(LABELS["kidneys"], (-36, 36, 54), (46, 22, 24), 250),
     Ellipsoid(0, (0, 72, 0), (400, 18, 22), BONE, 40),  # spine
-    Ellipsoid(LABELS["aorta"], (0, 36, 6), (300, 13, 13), 340, 6),
+    Ellipsoid(LABELS["aorta"], (0, 36, 6), (300, 14, 14), 360, 6),
 )
 
 

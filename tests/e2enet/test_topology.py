@@ -460,6 +460,7 @@ def test_masks_are_equal_on_two_ranks_that_see_different_data():
 
 def compiled_and_plain(backend):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     results = []
     for compiled in (True, False):
         network = build(SmallE2ENet)
@@ -474,7 +475,6 @@ def compiled_and_plain(backend):
             optimizer.step()
         results.append(tensors(network))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "moving masks must not compile anew"
-    torch._dynamo.utils.counters.clear()
     return results
 
 

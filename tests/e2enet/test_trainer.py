@@ -1,6 +1,9 @@
 """E2ENetTrainer keeps the trainer contract; what only E2ENet has is tested here too."""
 
-from contract.trainer import STRIDES, TrainerContract
+import pytest
+import torch
+from contract.trainer import STRIDES, TrainerContract, checkpoint
+from end_to_end.stock import Workspace, make_dataset
 
 from nnunet_ext.e2enet.masked import masked_modules
 
@@ -42,3 +45,33 @@ class TestE2ENetTrainer(TrainerContract):
             return [m.kernel_mask for _, m in masked_modules(trainer.network)]
 
         assert any((a != b).any() for a, b in zip(masks(0), masks(1), strict=True))
+
+    def test_a_new_topology_is_not_counted_as_ever_active_before_it_came(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        start = trainer.topology.summary()["ever_active"]
+        self.run_epoch(trainer)
+        assert trainer.topology.summary()["ever_active"] > start
+
+    @pytest.mark.slow
+    def test_fine_tuning_with_a_frozen_topology_on_other_channels_and_classes(self, tmp_path):
+        source = Workspace(tmp_path)
+        make_dataset(source, slabs=6)
+        target = Workspace(tmp_path, number=8)
+        make_dataset(target, channels=2, seed=1)
+        source.together(*(lambda w=w: w.plan(self.planner) for w in (source, target)))
+        source.train("3d_fullres", 0, *self.tiny(source))
+        pretrained = source.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_0" / "checkpoint_final.pth"
+
+        words = self.tiny(target, freeze_topology=True)
+        fitted = tmp_path / "fitted.pth"
+        said = target.run("nnunet_ext", "transfer", pretrained, 8, "--plans", "TinyPlans", "-o", fitted).stdout
+        assert "backbone.0.0.conv.weight: shape [6, 1, 1, 3, 3] in the source, [6, 2, 1, 3, 3] here" in said
+        target.train("3d_fullres", 0, *words, "-pretrained_weights", fitted)
+
+        tuned = checkpoint(target.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_0")["network_weights"]
+        before = checkpoint(pretrained.parent)["network_weights"]
+        masks = [key for key in tuned if key.endswith("kernel_bits")]
+        assert len(masks) == 8
+        assert all(torch.equal(tuned[key], before[key]) for key in masks)
+        assert any(not torch.equal(tuned[key], before[key]) for key in tuned if key.endswith("active_kernels"))

@@ -22,8 +22,8 @@ DATASET_ID = 7
 class Workspace:
     """The three nnU-Net folders below `root`, and `run` for the stock commands."""
 
-    def __init__(self, root, results="results"):
-        self.root = Path(root)
+    def __init__(self, root, results="results", number=DATASET_ID):
+        self.root, self.number = Path(root), number
         self.raw, self.preprocessed, self.results = (self.root / name for name in ("raw", "preprocessed", results))
         for folder in (self.raw, self.preprocessed, self.results):
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,28 +65,28 @@ class Workspace:
             raise AssertionError(f"{line} ended with {result.returncode}:\n{result.stdout[-6000:]}")
         return result
 
-    def train(self, configuration, fold, *words, check=True, dataset=DATASET_ID, **environment):
+    def train(self, configuration, fold, *words, check=True, **environment):
         return self.run(
-            "nnUNetv2_train", dataset, configuration, fold, "-device", "cpu", *words,
+            "nnUNetv2_train", self.number, configuration, fold, "-device", "cpu", *words,
             check=check, nnUNet_n_proc_DA="0", **environment,
         )  # fmt: skip
 
     def predict(self, source, target, *words, **environment):
         self.run(
-            "nnUNetv2_predict", "-i", source, "-o", target, "-d", DATASET_ID, "-device", "cpu", "-npp", 0, "-nps", 0,
+            "nnUNetv2_predict", "-i", source, "-o", target, "-d", self.number, "-device", "cpu", "-npp", 0, "-nps", 0,
             *words, **environment,
         )  # fmt: skip
         return segmentations(target)
 
     def plan(self, planner):
         self.run(
-            "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-pl", planner, "-c", "3d_fullres", "-np", 1, "-npfp", 1,
+            "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner, "-c", "3d_fullres", "-np", 1, "-npfp", 1,
             "--verify_dataset_integrity",
         )  # fmt: skip
 
     @property
     def dataset(self):
-        return f"Dataset{DATASET_ID:03d}_Tiny"
+        return f"Dataset{self.number:03d}_Tiny"
 
     def plans(self, name):
         return json.loads((self.preprocessed / self.dataset / f"{name}.json").read_text())
@@ -114,8 +114,13 @@ def write_image(path, array, spacing):
     sitk.WriteImage(image, str(path))
 
 
-def make_dataset(workspace, *, cases=5, tests=2, channels=1, size=(20, 32, 32), ignore=False, regions=False, seed=0):
-    """Noise with two nested bright blocks at random places: background 0, outer 1, inner 2 (ignore label 3)."""
+def make_dataset(
+    workspace, *, cases=5, tests=2, channels=1, slabs=0, size=(20, 32, 32), ignore=False, regions=False, seed=0
+):
+    """Noise with two nested bright blocks at random places: background 0, outer 1, inner 2 (ignore label 3).
+
+    With `slabs` the outer block is cut into that many labels instead.
+    """
     rng = np.random.default_rng(seed)
     folder = workspace.raw / workspace.dataset
     for number in range(cases + tests):
@@ -126,6 +131,8 @@ def make_dataset(workspace, *, cases=5, tests=2, channels=1, size=(20, 32, 32), 
         inner = tuple(slice(c + s // 8, c + s // 3) for c, s in zip(corner, size, strict=True))
         segmentation[outer] = 1
         segmentation[inner] = 2
+        if slabs:
+            segmentation[outer] = 1 + np.arange(size[2] // 2) * slabs // (size[2] // 2)
         for channel in range(channels):
             image = segmentation.astype(np.float32) * 100 * (1 + channel) + rng.normal(0, 20, size).astype(np.float32)
             write_image(folder / f"images{where}" / f"case_{number:03d}_{channel:04d}.nii.gz", image, (1.0, 1.0, 2.0))
@@ -133,6 +140,8 @@ def make_dataset(workspace, *, cases=5, tests=2, channels=1, size=(20, 32, 32), 
             segmentation[:3] = 3
         write_image(folder / f"labels{where}" / f"case_{number:03d}.nii.gz", segmentation, (1.0, 1.0, 2.0))
     labels = {"background": 0, "whole": [1, 2], "inner": 2} if regions else {"background": 0, "outer": 1, "inner": 2}
+    if slabs:
+        labels = {"background": 0, **{f"slab{k}": k for k in range(1, slabs + 1)}}
     if ignore:
         labels["ignore"] = 3
     description = {
