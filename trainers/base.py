@@ -196,13 +196,15 @@ class ExtTrainer(nnUNetTrainer):
         self.print_to_log_file(complexity_text(report), add_timestamp=False)
         if self.current_epoch and os.path.isfile(self._history_file):
             self.history = [row for row in read_json(self._history_file) if row["epoch"] < self.current_epoch]
+        elif self.current_epoch == 0:  # the state before the first step, which pretrained weights may have set
+            self.history = [{"epoch": -1, **self.history_row()}]
 
     @property
     def _history_file(self) -> str:
         return os.path.join(self.output_folder, f"{self.method}_history.json")
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's; then adds the epoch's row to `<method>_history.json`."""
+        """nnU-Net's; then adds the epoch's row to `<method>_history.json` (the row of epoch -1 is the start)."""
         row: dict[str, Any] = {"epoch": self.current_epoch}
         for ours, theirs in (("train_loss", "train_losses"), ("val_loss", "val_losses"), ("dice", "mean_fg_dice")):
             value = float(np.round(self.logger.get_value(theirs, step=-1), 6))

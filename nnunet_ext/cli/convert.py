@@ -44,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
                 challenge = get_challenge("msd", number)
                 print(convert_msd(challenge, folder, dataset_id=args.dataset_id, processes=args.np))
             return 0
-        task = 1 if args.challenge == "amos22" and args.task is None else args.task
         summary = convert(
-            get_challenge(args.challenge, task),
+            get_challenge(args.challenge, args.task),
             args.source,
             dataset_id=args.dataset_id,
             name=args.name,

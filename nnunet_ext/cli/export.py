@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             if args.fill_missing_tasks or args.include_left_out:
                 raise ConfigurationError("--fill-missing-tasks and --include-left-out are for msd only.")
-            task = 1 if args.challenge == "amos22" and args.task is None else args.task
-            challenge = get_challenge(args.challenge, task)
+            challenge = get_challenge(args.challenge, args.task)
             report = export(challenge, args.predictions, args.images, args.output, options, **common)
     except KeyboardInterrupt:
         raise ConfigurationError(f"Interrupted, {args.output} was not written.") from None

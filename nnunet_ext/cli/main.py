@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": Command("nnunet_ext.cli.doctor", "check that nnU-Net finds our trainers and planners"),
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
+    "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
     "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
 }
 

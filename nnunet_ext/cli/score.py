@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="JSON", help="scores, with a CSV beside (default: PREDICTIONS/scores.json)"
     )
-    parser.add_argument("--task", type=int, metavar="N", help="of amos22 or msd")
+    parser.add_argument("--task", type=int, metavar="N", help="amos22: 1 (default) or 2; msd: 1 to 10")
     parser.add_argument(
         "--compare", type=Path, metavar="OTHER_PREDICTIONS", help="score these too and compare case by case"
     )

@@ -262,6 +262,8 @@ def test_the_decathlon_goes_through_nnunets_own_converter(tmp_path, raw, monkeyp
     nnunet_accepts(dataset, monkeypatch)
     names = [f"prostate_{n:03d}_000{c}.nii.gz" for n in (1, 4) for c in (0, 1)]
     assert sorted(p.name for p in (dataset / "imagesTr").iterdir()) == names
+    for case, (labels, _) in sources[5].cases["train"].items():
+        assert np.array_equal(voxels(dataset / "labelsTr" / f"{case}.nii.gz"), labels)
     before = snapshot(raw)
     assert "0 cases converted now" in convert_msd(MSD[5], folder)
     assert snapshot(raw) == before

@@ -214,6 +214,17 @@ def test_the_archive_is_the_same_byte_for_byte(lits, tmp_path):
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
+def test_nothing_in_the_archive_tells_the_time_or_the_machine(tmp_path):
+    download = downloads.btcv(tmp_path / "download", shape=TINY)
+    predictions = write_predictions(tmp_path / "predictions", "btcv", download.cases["test"])
+    export(get_challenge("btcv"), predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        for member in archive.infolist():
+            assert member.date_time == (1980, 1, 1, 0, 0, 0)
+            assert (member.create_system, member.external_attr) == (3, 0o644 << 16)
+            assert archive.read(member)[3:9] == bytes(6)  # gzip: no name, no time
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(lits, tmp_path):
     images, predictions = lits
     output = tmp_path / "submission.zip"

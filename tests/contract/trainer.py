@@ -344,7 +344,7 @@ class TrainerContract:
         assert f"Epoch {saved['current_epoch']}" in output and "Epoch 0" not in output
         assert checkpoint(fold)["current_epoch"] == 6
         history = json.loads((fold / f"{self.trainer_class.method}_history.json").read_text())
-        assert [row["epoch"] for row in history] == list(range(6))
+        assert [row["epoch"] for row in history] == list(range(-1, 6))
 
     @pytest.mark.slow
     def test_compiled_prediction_is_the_same(self, trained, tmp_path):

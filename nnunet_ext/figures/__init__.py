@@ -1,0 +1,1 @@
+"""Figures for people: PNG files drawn with matplotlib, without a display."""

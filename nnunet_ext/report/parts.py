@@ -1,0 +1,100 @@
+"""The parts that a page is made of, and how numbers are written on it."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+
+MISSING = "\N{EN DASH}"
+_DPI = 144  # one and a half pixels of the file for a CSS pixel: sharp on dense screens and in print
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column names the row. Columns after the first `words` hold numbers."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as PNG, its width on the page in CSS pixels, its caption, and the text for those who do not see it."""
+
+    png: bytes
+    width: int
+    caption: str
+    alt: str
+
+    @classmethod
+    def of(cls, figure: Figure, caption: str, alt: str) -> "Picture":
+        """Draws the figure, in its natural size."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        return cls(buffer.getvalue(), round(96 * figure.get_figwidth()), caption, alt)
+
+    @property
+    def data(self) -> str:
+        """The PNG as a data URI."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading."""
+
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = field(default_factory=list)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """With fixed decimals; a dash where there is none."""
+    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in exponents: 0.00739, 1.24, 1,065."""
+    if value == 0 or math.isnan(value):
+        return number(value, 0)
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.4 -> "40 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """In two units: "3 h 12 min", "4 min 5 s", "12.3 s"."""
+    if math.isnan(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def counted(n: int, what: str) -> str:
+    """The number and its noun: 1 case, 2,000 cases."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def times(sizes: Any) -> str:
+    """[16, 32, 32] -> "16 x 32 x 32" with the right sign; fractions to three digits."""
+    if not isinstance(sizes, (list, tuple)) or not all(isinstance(size, (int, float)) for size in sizes):
+        return "not recorded"
+    return " \N{MULTIPLICATION SIGN} ".join(f"{size:.4g}" for size in sizes)

@@ -1,0 +1,174 @@
+"""The sections between the facts and the commands: folds, curves, what the method learned, scores, overlays."""
+
+import math
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from nnunet_ext.figures.case_overlay import case_figure, error_map, worst_slice
+from nnunet_ext.figures.training import curves_figure
+from nnunet_ext.report import e2enet
+from nnunet_ext.report.cases import Unavailable, load_case
+from nnunet_ext.report.facts import state
+from nnunet_ext.report.model_folder import Fold, ModelFolder
+from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, duration, number
+from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
+from nnunet_ext.report.training_log import smoothed_dice
+
+_TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
+
+# What a method's history adds to the page: a function ModelFolder -> Section, or None where it has nothing to say.
+METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {e2enet.METHOD: e2enet.section}
+
+
+def make_sections(model: ModelFolder) -> list[Section]:
+    """All sections, in the order of the page; shows its progress."""
+    methods = dict.fromkeys(fold.method for fold in model.folds if fold.method in METHOD_SECTIONS)
+    makers: list[Callable[[ModelFolder], Section | None]] = [
+        folds_section,
+        curves_section,
+        *(METHOD_SECTIONS[name] for name in methods if name),
+        scores_section,
+        overlays_section,
+        cases_section,
+    ]
+    made = [maker(model) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False)]
+    return [section for section in made if section is not None]
+
+
+def folds_section(model: ModelFolder) -> Section:
+    """One line per fold, those that are missing included."""
+    rows = [_fold_row(fold) for fold in model.folds]
+    rows += [[name, "missing", *[MISSING] * 6] for name in model.missing]
+    rows.sort(key=lambda row: int(row[0]) if row[0].isdigit() else math.inf)
+    head = [
+        "Fold",
+        "State",
+        "Epochs",
+        "Time",
+        "Final pseudo Dice",
+        "Best average (epoch)",
+        "Validation Dice",
+        "Cases",
+    ]
+    note = (
+        "Pseudo Dice is nnU-Net's estimate on patches during training; the best average is that of its moving mean, "
+        "which decides checkpoint_best.pth. Validation Dice is over whole cases, predicted after the training. "
+        "The time is that of the epochs in the log, without pauses and validation."
+    )
+    return Section("Folds", tables=[Table("", head, rows, note, words=2)])
+
+
+def _fold_row(fold: Fold) -> list[str]:
+    smoothed = smoothed_dice(fold.epochs)
+    known = [value for value in smoothed if not math.isnan(value)]
+    best = f"{number(max(known))} ({fold.epochs[smoothed.index(max(known))].number})" if known else MISSING
+    planned = "" if fold.planned_epochs is None else f" of {fold.planned_epochs}"
+    return [
+        fold.name,
+        state(fold),
+        f"{fold.epochs[-1].number + 1}{planned}" if fold.epochs else MISSING,
+        duration(fold.seconds),
+        number(fold.epochs[-1].mean_dice) if fold.epochs else MISSING,
+        best,
+        number(fold.scores.foreground) if fold.scores else MISSING,
+        str(len(fold.scores.cases)) if fold.scores else MISSING,
+    ]
+
+
+def curves_section(model: ModelFolder) -> Section | None:
+    """Loss and Dice of each fold along its training."""
+    pictures = []
+    for fold in model.folds:
+        if not fold.epochs:
+            continue
+        last = fold.epochs[-1]
+        figure = curves_figure(
+            [epoch.number for epoch in fold.epochs],
+            [epoch.train_loss for epoch in fold.epochs],
+            [epoch.val_loss for epoch in fold.epochs],
+            [epoch.mean_dice for epoch in fold.epochs],
+            smoothed_dice(fold.epochs),
+            e2enet.topology(fold),
+        )
+        alt = (
+            f"Curves of fold {fold.name} over {counted(len(fold.epochs), 'epoch')}; in the last, training loss "
+            f"{number(last.train_loss)}, validation loss {number(last.val_loss)}, pseudo Dice {number(last.mean_dice)}."
+        )
+        pictures.append(Picture.of(figure, f"Fold {fold.name}", alt))
+    if not pictures:
+        return Section("Curves", ["There is no training log in this folder, and no checkpoint that holds the curves."])
+    return Section("Curves", pictures=pictures)
+
+
+def scores_section(model: ModelFolder) -> Section | None:
+    """Mean Dice by class: each fold as its summary.json says, and all cases together."""
+    folds = model.scored
+    if not folds:
+        return None
+    head = [
+        "Region" if model.labels.has_regions else "Class",
+        *(f"Fold {scores.fold} (n = {len(scores.cases)})" for scores in folds),
+    ]
+    names = list(dict.fromkeys(name for scores in folds for name in scores.classes))
+    rows = [[name, *(number(scores.classes.get(name)) for scores in folds)] for name in names]
+    rows.append(["Mean", *(number(scores.foreground) for scores in folds)])
+    note = "A dash: the class is in no reference and in no prediction."
+    if len(model.cross_validation) > 1:
+        cases = [case for scores in model.cross_validation for case in scores.cases]
+        together = class_means(cases)
+        head.append(f"All (n = {len(cases)})")
+        last = [*(together.get(name) for name in names), nan_mean(together.values())]
+        rows = [[*row, number(value)] for row, value in zip(rows, last, strict=True)]
+        note += " All: the mean over all cases of the cross-validation, in which each case counts the same."
+    return Section("Dice by class", tables=[Table("", head, rows, note)])
+
+
+def overlays_section(model: ModelFolder) -> Section | None:
+    """The best, median and worst case, each in its slice with the most wrong voxels."""
+    folds = model.cross_validation or model.scored
+    chosen = remarkable_cases(case for scores in folds for case in scores.cases)
+    if not chosen:
+        return None
+    text, pictures = [], []
+    remarks: dict[str, list[str]] = {}
+    for title, case in tqdm(chosen.items(), desc="Overlays", unit="case", leave=False):
+        name = f"{title}: {case.case} (fold {case.fold}), mean Dice {number(case.mean)}"
+        try:
+            picture, remark = _overlay(model, case, name)
+            pictures.append(picture)
+            if remark:
+                remarks.setdefault(remark, []).append(title)
+        except Unavailable as error:
+            text.append(f"{name}. {error} There is no picture.")
+    text += [f"{', '.join(titles)}: {remark}" for remark, titles in remarks.items()]
+    intro = (
+        "By mean Dice, in the slice with the most wrong voxels, across the axis of the coarsest spacing, cut to what "
+        "is segmented there."
+    )
+    return Section(_TITLES[len(chosen)], [intro, *text], pictures)
+
+
+def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, str]:
+    volumes = load_case(model, case)
+    classes = model.labels.classes
+    errors = error_map(volumes.reference, volumes.prediction, classes, model.labels.ignore)
+    where = worst_slice(errors, volumes.spacing, otherwise=volumes.reference > 0)
+    figure = case_figure(volumes.image, volumes.reference, volumes.prediction, errors, where, volumes.spacing, classes)
+    slices = volumes.reference.shape[where.axis]
+    wrong = f"{where.wrong:,} of the case's {where.wrong_in_case:,} wrong voxels" if where.wrong else "nothing is wrong"
+    caption = f"{name}. Slice {where.index + 1} of {slices}: {wrong}."
+    return Picture.of(figure, caption, f"Reference, prediction and errors side by side. {caption}"), volumes.remark
+
+
+def cases_section(model: ModelFolder) -> Section | None:
+    """Every validation case, the worst first."""
+    cases = worst_first(case for scores in model.scored for case in scores.cases)
+    if not cases:
+        return None
+    names = list(dict.fromkeys(name for case in cases for name in case.dice))
+    rows = [
+        [case.case, case.fold, number(case.mean), *(number(case.dice.get(name)) for name in names)] for case in cases
+    ]
+    note = "Worst first. A dash: the class is in neither segmentation, and does not count in the mean."
+    return Section("Dice by case", tables=[Table("", ["Case", "Fold", "Mean", *names], rows, note)])
