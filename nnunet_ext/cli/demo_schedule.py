@@ -11,9 +11,9 @@ from nnunet_ext.errors import ConfigurationError
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cpu": {
         "batch_size": 2,
-        "num_epochs": 16,
-        "num_iterations_per_epoch": 20,
-        "num_val_iterations_per_epoch": 2,
+        "num_epochs": 10,
+        "num_iterations_per_epoch": 36,
+        "num_val_iterations_per_epoch": 3,
         "patch_voxels": 32 * 48 * 48,
     },
     "cuda": {
@@ -26,8 +26,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
     "e2enet": {
-        "cpu": {"base_features": 8, "topology_updates": 8},
-        "cuda": {"base_features": 32, "topology_updates": 15},
+        "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
+        "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3},
     },
 }
 

@@ -29,6 +29,11 @@ class Layer:
         return self.in_channels * self.out_channels
 
 
+def active_kernels(kernels: int, density: float) -> int:
+    """round(kernels * density), at least 1, without the binary noise of 1 - sparsity (0.19999999999999996)."""
+    return max(1, round(kernels * round(density, 9)))
+
+
 def layers(
     input_channels: int,
     num_classes: int,
@@ -46,12 +51,13 @@ def layers(
     levels = len(strides)
     widths = features_per_stage or [min(base_features * 2**level, max_features) for level in range(levels)]
     taps = math.prod(kernel_size)
+    overrides = {str(channels): density for channels, density in (density_overrides or {}).items()}
 
     def active(c_in: int, c_out: int, fusion: bool) -> int:
         if sparsity is None:
             return c_in * c_out
-        density = (density_overrides or {}).get(str(c_out), 1 - sparsity) if fusion else 1 - sparsity
-        return round(c_in * c_out * round(density, 9))
+        density = overrides.get(str(c_out), 1 - sparsity) if fusion else 1 - sparsity
+        return active_kernels(c_in * c_out, density)
 
     for level, (c_in, c_out) in enumerate(zip([input_channels, *widths], widths, strict=False)):
         for channels in (c_in, c_out):

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.e2enet.costs import active_kernels
+
 
 class KernelMask(nn.Module):
-    """Mixin for convolutions: a persistent buffer `kernel_mask` `[weight.shape[0], weight.shape[1]]`, True = active."""
+    """Mixin for convolutions: a persistent bool buffer `kernel_mask` of `weight.shape[:2]`, True = active."""
 
     weight: Tensor
     kernel_mask: Tensor
@@ -23,7 +25,7 @@ class KernelMask(nn.Module):
         self.register_buffer("kernel_mask", torch.ones(self.weight.shape[:2], dtype=torch.bool))
 
     def randomize_mask(self, density: float) -> None:
-        """Keeps round(density * kernels) kernels, drawn without replacement; zeroes the others' weights."""
+        """Keeps round(density * kernels) kernels and at least one, drawn without replacement; zeroes the others' weights."""
         count = active_kernels(self.kernel_mask.numel(), density)
         mask = torch.zeros(self.kernel_mask.numel(), dtype=torch.bool)
         mask[torch.randperm(mask.numel())[:count]] = True
@@ -99,11 +101,6 @@ class MaskedConvTranspose3d(KernelMask, nn.ConvTranspose3d):
     def __init__(self, *args: int, **kwargs: object) -> None:
         nn.ConvTranspose3d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
         self.init_mask()
-
-
-def active_kernels(kernels: int, density: float) -> int:
-    """round(kernels * density), with the binary noise of 1 - sparsity (0.19999999999999996) taken off first."""
-    return round(kernels * round(density, 9))
 
 
 def expand(mask: Tensor, weight: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class E2ENet(nn.Module):
         self.input_channels, self.num_classes = input_channels, num_classes
         self.deep_supervision = deep_supervision
         self.sparsity = sparsity
-        self.density_overrides = dict(density_overrides or {})
+        self.density_overrides = {str(channels): density for channels, density in (density_overrides or {}).items()}
 
         def block(c_in: int, c_out: int, stride: Sequence[int]) -> ConvBlock:
             return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split, masked=False)

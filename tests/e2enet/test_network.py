@@ -102,6 +102,13 @@ def test_density_override_of_the_48_output_convolutions_gives_the_papers_amos_co
     assert {(type(m), m.out_channels) for m in changed} == {(MaskedConv3d, 48)}
 
 
+def test_density_overrides_may_have_numbers_as_keys():
+    """They cannot in a plans file, but in Python."""
+    names, numbers = (tiny(density_overrides={key: 0.9}, sparsity=0.8) for key in ("5", 5))
+    active = [[int(m.kernel_mask.sum()) for _, m in masked_modules(network)] for network in (names, numbers)]
+    assert active[0] == active[1] != [int(m.kernel_mask.sum()) for _, m in masked_modules(tiny(sparsity=0.8))]
+
+
 def test_kernel_counts_do_not_suffer_from_binary_fractions():
     """1 - 0.7 is above 0.3 and 1 - 0.9 is below 0.1, which decides where a product is a half (halves go to even)."""
     assert active_kernels(15, 1 - 0.7) == 4
