@@ -25,7 +25,7 @@ class KernelMask(nn.Module):
         self.register_buffer("kernel_mask", torch.ones(self.weight.shape[:2], dtype=torch.bool))
 
     def randomize_mask(self, density: float) -> None:
-        """Keeps round(density * kernels) kernels and at least one, drawn without replacement; zeroes the others' weights."""
+        """Keeps round(density * kernels) kernels, at least one, drawn without replacement; zeroes the others."""
         count = active_kernels(self.kernel_mask.numel(), density)
         mask = torch.zeros(self.kernel_mask.numel(), dtype=torch.bool)
         mask[torch.randperm(mask.numel())[:count]] = True
