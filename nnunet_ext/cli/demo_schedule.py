@@ -11,8 +11,8 @@ from nnunet_ext.errors import ConfigurationError
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cpu": {
         "batch_size": 2,
-        "num_epochs": 10,
-        "num_iterations_per_epoch": 36,
+        "num_epochs": 8,
+        "num_iterations_per_epoch": 34,
         "num_val_iterations_per_epoch": 3,
         "patch_voxels": 32 * 48 * 48,
     },
@@ -75,7 +75,7 @@ def demo_settings(
         epochs: instead of the schedule's.
     """
     kind = "cuda" if device == "cuda" else "cpu"
-    schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES[method][kind]}
+    schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES.get(method, {}).get(kind, {})}
     if epochs is not None:
         schedule["num_epochs"] = epochs
     strides = configuration["architecture"]["arch_kwargs"]["strides"]

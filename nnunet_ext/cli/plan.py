@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             f"Patch and batch are those of {args.source}, sized for another network. {method.planner} sizes them for "
             f"{method.title}: nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner}"
         )
-    configuration = next(iter(changed), "3d_fullres")
+    configuration = "3d_fullres" if "3d_fullres" in changed else next(iter(changed), "3d_fullres")
     print(f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}")
     return 0
 

@@ -271,7 +271,7 @@ def test_the_command_writes_plans_and_says_how_to_train(folder, capsys):
     assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["sparsity"] == 0.9
     assert plans["configurations"]["3d_fullres"]["nnunet_ext"]["num_epochs"] == 100
     output = capsys.readouterr().out
-    assert "nnUNetv2_train Dataset007_Pancreas 3d_lowres 0 -tr E2ENetTrainer -p E2ENetPlans_S90" in output
+    assert "nnUNetv2_train Dataset007_Pancreas 3d_fullres 0 -tr E2ENetTrainer -p E2ENetPlans_S90" in output
     assert "E2ENetPlanner" in output, "patch and batch were sized for another network"
 
     assert main([*command, "--set", "num_epochs=100"]) == 0
