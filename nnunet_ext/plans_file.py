@@ -117,7 +117,8 @@ def _chosen_configurations(plans: dict[str, Any], method: Method, asked: Sequenc
                 f"Configuration '{name}' has no architecture of its own: it inherits from '{parent}'. "
                 f"Use --configuration {parent}."
             )
-        raise ConfigurationError(f"{method.title} does not support configuration '{name}'. Suitable: {suitable}.")
+        there = ", ".join(suitable) or "none"
+        raise ConfigurationError(f"{method.title} does not support configuration '{name}'. Suitable: {there}.")
     return list(asked)
 
 

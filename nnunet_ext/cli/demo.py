@@ -155,7 +155,10 @@ class Demo:
                 raise ConfigurationError(
                     f"nnU-Net planned no {CONFIGURATION} for {self.name}; the demo needs 3D images."
                 )
-            settings = demo_settings(self.method.name, self.device, plans["configurations"][CONFIGURATION], epochs)
+            planned = plans["configurations"][CONFIGURATION]
+            settings = demo_settings(
+                self.method.name, self.device, planned, phantoms=self.source is None, epochs=epochs
+            )
             self.stages.show(plan_command(self.number, self.method, self.plans_name, settings))
             demo_plans = derive_plans(
                 plans,

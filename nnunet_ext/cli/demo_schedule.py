@@ -13,7 +13,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "batch_size": 2,
         "num_epochs": 8,
         "num_iterations_per_epoch": 34,
-        "num_val_iterations_per_epoch": 3,
+        "num_val_iterations_per_epoch": 2,
         "patch_voxels": 32 * 48 * 48,
     },
     "cuda": {
@@ -24,6 +24,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "patch_voxels": 96**3,
     },
 }
+REAL_DATA_FACTOR = 2.5
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
     "e2enet": {
         "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
@@ -64,7 +65,7 @@ def augmentation_processes(device: str) -> int:
 
 
 def demo_settings(
-    method: str, device: str, configuration: Mapping[str, Any], epochs: int | None = None
+    method: str, device: str, configuration: Mapping[str, Any], *, phantoms: bool = True, epochs: int | None = None
 ) -> dict[str, Any]:
     """The settings for `derive_plans` that make the planned training short.
 
@@ -72,10 +73,13 @@ def demo_settings(
         method: its name.
         device: "cuda" gets the larger schedule.
         configuration: as planned; its patch is only ever made smaller.
+        phantoms: real images get more epochs.
         epochs: instead of the schedule's.
     """
     kind = "cuda" if device == "cuda" else "cpu"
     schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES.get(method, {}).get(kind, {})}
+    if not phantoms:
+        schedule["num_epochs"] = round(REAL_DATA_FACTOR * schedule["num_epochs"])
     if epochs is not None:
         schedule["num_epochs"] = epochs
     strides = configuration["architecture"]["arch_kwargs"]["strides"]

@@ -25,6 +25,9 @@ COMMANDS = {
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
+    "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
+    "export": Command("nnunet_ext.cli.export", "check predictions and pack them as a challenge submission"),
+    "score": Command("nnunet_ext.cli.score", "score predictions with a challenge's metrics, or compare two methods"),
     "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
 }
 

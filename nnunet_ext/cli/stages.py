@@ -5,12 +5,14 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -203,11 +205,14 @@ def _next(lines: "queue.Queue[str | None]") -> str | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Leaves no process behind when the demo is interrupted."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """Leaves no process behind when the demo is interrupted.
+
+    Ctrl-C first: nnU-Net then ends its own worker processes, which it cannot do when it is terminated.
+    """
+    interrupt = partial(process.send_signal, signal.SIGINT) if os.name == "posix" else process.terminate
+    for end, patience in ((interrupt, 10), (process.terminate, 5), (process.kill, 5)):
+        if process.poll() is not None:
+            return
+        end()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)

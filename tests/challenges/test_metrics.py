@@ -144,6 +144,7 @@ def random_masks(number):
     return *masks, tuple(rng.uniform(0.5, 4.0, 3))
 
 
+@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class:UserWarning")
 def test_dice_hd95_and_nsd_are_monais_on_200_random_masks(monkeypatch):
     torch = pytest.importorskip("torch")
     metrics = pytest.importorskip("monai.metrics")

@@ -192,10 +192,19 @@ def test_patches_end_at_two_steps_of_the_strides():
 def test_the_topology_moves_a_handful_of_times():
     for device in ("cpu", "cuda"):
         for epochs in (None, 1, 3):
-            settings = demo_settings("e2enet", device, planned([32, 64, 64]), epochs)
+            settings = demo_settings("e2enet", device, planned([32, 64, 64]), epochs=epochs)
             steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]
             assert 5 <= steps // settings["update_every"] <= 25
             assert epochs is None or settings["num_epochs"] == epochs
+
+
+def test_real_images_get_more_epochs_unless_told():
+    phantoms, real, told = (
+        demo_settings("e2enet", "cpu", planned([32, 64, 64]), **kwargs)["num_epochs"]
+        for kwargs in ({}, {"phantoms": False}, {"phantoms": False, "epochs": 3})
+    )
+    assert real > phantoms
+    assert told == 3
 
 
 def test_the_shown_plan_command_says_the_same_as_the_settings():
@@ -308,6 +317,15 @@ def test_an_interrupt_ends_the_command(stages, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stages.run("Sleep", ["sleep", "-c", "import time; print('up', flush=True); time.sleep(60)"])
     assert started[0].poll() is not None
+
+
+def test_a_failed_stage_ends_the_demo_with_1(tmp_path, monkeypatch, capsys):
+    def fail(self, epochs):
+        raise StageFailed("nnUNetv2_train failed with exit code 3.")
+
+    monkeypatch.setattr("nnunet_ext.cli.demo.Demo.run", fail)
+    assert main(["demo", "--device", "cpu", "--work-dir", str(tmp_path / "work")]) == 1
+    assert "nnUNetv2_train failed" in capsys.readouterr().err
 
 
 def test_stock_commands_run_beside_the_running_python():
