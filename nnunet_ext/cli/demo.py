@@ -24,6 +24,7 @@ from nnunet_ext.cli.demo_report import (
 from nnunet_ext.cli.demo_schedule import augmentation_processes, chosen_device, cpus, demo_settings
 from nnunet_ext.cli.raw_dataset import (
     TestCases,
+    as_predicted,
     check_raw_dataset,
     find_test_cases,
     labelled_test_cases,
@@ -134,7 +135,7 @@ class Demo:
             else:
                 link(self.source.resolve(), self.raw)
             dataset_json = read_json(self.raw / "dataset.json")
-            organs = ", ".join(name for name, _, _ in organs_of(dataset_json))
+            organs = ", ".join(organ.name for organ in organs_of(dataset_json))
             print(f"  {len(training_files(self.raw, dataset_json))} training cases; labels: {organs}")
             if not labelled_test_cases(self.raw, dataset_json):
                 print(f"  no labelled test cases (imagesTs, labelsTs): the validation cases of fold {FOLD} are scored")
@@ -238,13 +239,13 @@ class Demo:
         organs = organs_of(dataset_json)
         overlay_figure(
             image,
-            truth,
+            as_predicted(truth, organs),
             prediction,
             spacing,
-            {value: name for name, value, _ in organs},
+            {organ.value: organ.name for organ in organs},
             self.work / "demo.png",
             title=f"{self.method.title}, {case}",
-            scores={value: scores[name][case] for name, value, _ in organs if math.isfinite(scores[name][case])},
+            scores={o.value: scores[o.name][case] for o in organs if math.isfinite(scores[o.name][case])},
         )
 
 

@@ -20,8 +20,8 @@ def read_scores(summary: Path, dataset_json: Mapping[str, Any]) -> Scores:
         for case in read_json(summary)["metric_per_case"]
     }
     return {
-        name: {case: float(metrics[key]["Dice"]) for case, metrics in cases.items()}
-        for name, _, key in organs_of(dataset_json)
+        organ.name: {case: float(metrics[organ.key]["Dice"]) for case, metrics in cases.items()}
+        for organ in organs_of(dataset_json)
     }
 
 
@@ -85,7 +85,7 @@ def shortened_text(method: Method, before: Mapping[str, Any], after: Mapping[str
     ]
     if all(widths):
         parts.append(f"{widths[1]} channels at the first level (planned: {widths[0]})")
-    return f"{method.title} is trained for a demonstration only: {', '.join(parts)}."
+    return f"{method.title} is trained for a demonstration only: {', '.join(parts)}. --epochs N trains longer."
 
 
 def _base_width(arch_kwargs: Mapping[str, Any]) -> int | None:

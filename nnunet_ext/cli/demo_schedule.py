@@ -28,7 +28,7 @@ REAL_DATA_FACTOR = 2.5
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
     "e2enet": {
         "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
-        "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3},
+        "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3, "initial_lr": 0.03},
     },
 }
 

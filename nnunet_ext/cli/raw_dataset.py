@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
@@ -106,21 +108,39 @@ def find_test_cases(raw: Path, preprocessed: Path, folder: Path, fold: int) -> T
     return TestCases(folder / "images", folder / "labels", list(cases), origin)
 
 
-def organs_of(dataset_json: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """`[(name, label value, key in nnU-Net's summary.json), ...]` without background and the ignore label.
+class Organ(NamedTuple):
+    """A label or region: its name, the value that nnU-Net writes, its key in summary.json, the values it is made of."""
 
-    For regions the label value is the one that nnU-Net writes for them (`regions_class_order`).
+    name: str
+    value: int
+    key: str
+    members: tuple[int, ...]
+
+
+def organs_of(dataset_json: Mapping[str, Any]) -> list[Organ]:
+    """What is segmented, without background and the ignore label.
+
+    For regions the value is the one that nnU-Net writes for them (`regions_class_order`).
     """
     labels = {n: v for n, v in dataset_json["labels"].items() if n != "ignore" and v not in (0, "0", [0])}
-    order = dataset_json.get("regions_class_order")
-    if not any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
-        order = None
-    values = order or [value[0] if isinstance(value, list) else value for value in labels.values()]
-    keys = [str(tuple(value)) if isinstance(value, list) else str(value) for value in labels.values()]
-    return [(name, int(value), key) for name, value, key in zip(labels, values, keys, strict=True)]
+    members = [tuple(map(int, value if isinstance(value, list) else [value])) for value in labels.values()]
+    keys = [
+        str(m) if isinstance(value, list) else str(value) for value, m in zip(labels.values(), members, strict=True)
+    ]
+    regions = any(len(values) > 1 for values in members)
+    values = dataset_json["regions_class_order"] if regions else [m[0] for m in members]
+    return [Organ(name, int(v), key, m) for name, v, key, m in zip(labels, values, keys, members, strict=True)]
 
 
-def read_volume(path: Path) -> tuple[Any, tuple[float, ...]]:
+def as_predicted(truth: np.ndarray, organs: Sequence[Organ]) -> np.ndarray:
+    """A label map as nnU-Net would write it: for regions, the later ones of `regions_class_order` over the earlier."""
+    result = np.zeros_like(truth)
+    for organ in organs:
+        result[np.isin(truth, organ.members)] = organ.value
+    return result
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
     """Array `[D, H, W]`, spacing in mm: feet to head, front to back, the patient's right to left."""
     import SimpleITK as sitk
 

