@@ -26,8 +26,7 @@ typedef int32_t UnalignedI __attribute__((vector_size(LANES * 4), aligned(4), ma
 
 namespace {
 
-constexpr int MAX_ROWS = 8;    // output rows of a block: as many accumulators as hide the latency of an FMA
-constexpr int CHUNK = 32;      // positions of a pointwise block
+constexpr int CHUNK = 32;  // positions of a pointwise block
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
@@ -265,11 +264,12 @@ void sum_all_points(const Layer& layer, int points, Range outputs, const V* inpu
                                   inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
 }
 
+// At most 8 output rows, as many accumulators as hide the latency of an FMA; 2 where no rows are shared.
 template <int SH>
 void sum_rows(int rows, const Layer& layer, int points, Range outputs, const V* inputs, V* sums) {
-    switch (rows) {
-        case 1: return sum_all_points<1, SH>(layer, points, outputs, inputs, sums);
-        case 2: return sum_all_points<2, SH>(layer, points, outputs, inputs, sums);
+    if (rows == 1) return sum_all_points<1, SH>(layer, points, outputs, inputs, sums);
+    if (rows == 2 || SH == 3) return sum_all_points<2, SH>(layer, points, outputs, inputs, sums);
+    if constexpr (SH != 3) switch (rows) {
         case 3: return sum_all_points<3, SH>(layer, points, outputs, inputs, sums);
         case 4: return sum_all_points<4, SH>(layer, points, outputs, inputs, sums);
         case 5: return sum_all_points<5, SH>(layer, points, outputs, inputs, sums);

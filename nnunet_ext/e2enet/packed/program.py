@@ -16,11 +16,11 @@ from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
 NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, which the layers that read a volume apply
-ROWS = 8  # as MAX_ROWS in engine.cpp
+ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 32
 ITEMS_PER_THREAD = 4
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
-TRANSFORMS = {
+TRANSFORMS: dict[int, list[list[float]]] = {
     1: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
     4: [
@@ -205,7 +205,7 @@ class Program:
         tile = 1
         if stride[1] == stride[2] == 1:
             tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * len(TRANSFORMS[t]))
-        row_blocks = math.ceil(height / ROWS)
+        row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
         blocks: Any = self._cut(row_blocks, out.lanes, math.ceil(width / tile), out.channels)
         self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
         fields: dict[str, Any] = {
