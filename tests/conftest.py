@@ -7,9 +7,11 @@ import tempfile
 # nnU-Net reads these when it is imported.
 os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1", nnUNet_compile="f")
 # The compiled engine goes into a cache of this run; matplotlib keeps its own, which takes long to build.
-if "MPLCONFIGDIR" not in os.environ and "XDG_CACHE_HOME" not in os.environ:
-    os.environ["MPLCONFIGDIR"] = os.path.join(os.path.expanduser("~"), ".cache", "matplotlib")
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nnunet_ext-cache-")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not WORKER:  # the workers share what the first process sets
+    if "MPLCONFIGDIR" not in os.environ and "XDG_CACHE_HOME" not in os.environ:
+        os.environ["MPLCONFIGDIR"] = os.path.join(os.path.expanduser("~"), ".cache", "matplotlib")
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nnunet_ext-cache-")
 
 import pytest
 
@@ -25,4 +27,5 @@ def one_thread():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    if not WORKER:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

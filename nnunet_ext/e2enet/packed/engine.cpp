@@ -27,6 +27,7 @@ typedef int32_t UnalignedI __attribute__((vector_size(LANES * 4), aligned(4), ma
 namespace {
 
 constexpr int CHUNK = 32;  // positions of a pointwise block
+constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
@@ -73,8 +74,9 @@ struct Channel {
 
 struct Layer {
     int32_t kind;  // 0 convolution, 1 pointwise or transposed convolution with kernel = stride, 2 max-pooling
-    int32_t in_channels, in_h, in_w, in_lanes;      // lanes as stored, a multiple of LANES
+    int32_t in_channels, in_h, in_w, in_lanes;  // lanes as stored, a multiple of LANES
     int32_t out_channels, out_h, out_w, out_lanes;
+    int32_t in_row, out_row, out_plane;  // floats from a row to the next, and from a channel to the next
     int32_t stride_d, stride_h, stride_w;
     int32_t copies, depth;      // lanes of the output that count: copies * depth
     int32_t rows, tile;         // convolution: output rows and columns of a block
@@ -292,20 +294,23 @@ void read_channel(const Layer& layer, int channel, const Tile& tile, V* t) {
     const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
     const int first_column = tile.column * layer.stride_w - 1;
     t += static_cast<int64_t>(channel) * rows;
+    const float* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane;
     for (int k = 0; k < rows; ++k) {
         const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
+        for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
+            __builtin_prefetch(ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes);
         V x[J];
         if (h < 0 || h >= layer.in_h) {
             for (int j = 0; j < J; ++j) t[j * stride + k] = zero();
             continue;
         }
-        const int64_t line = static_cast<int64_t>(h) * layer.in_w;
+        const int64_t line = static_cast<int64_t>(h) * layer.in_row;
         if (first_column >= 0 && first_column + J <= layer.in_w) {
-            for (int j = 0; j < J; ++j) x[j] = read.strided((line + first_column + j) * layer.in_lanes);
+            for (int j = 0; j < J; ++j) x[j] = read.strided(line + (first_column + j) * layer.in_lanes);
         } else {
             for (int j = 0; j < J; ++j) {
                 const int w = first_column + j;
-                x[j] = w >= 0 && w < layer.in_w ? read.strided((line + w) * layer.in_lanes) : zero();
+                x[j] = w >= 0 && w < layer.in_w ? read.strided(line + w * layer.in_lanes) : zero();
             }
         }
         transform_input<TILE>(x, t + k, stride);
@@ -333,7 +338,6 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
     V* transformed = reinterpret_cast<V*>(scratch);
     V* products = transformed + static_cast<int64_t>(J) * layer.in_channels * input_rows<SH>(tile.rows);
     const int64_t products_stride = static_cast<int64_t>(count) * tile.rows;
-    const int64_t channel_size = static_cast<int64_t>(layer.out_h) * layer.out_w * layer.out_lanes;
     // Pivot, sum and sum of squares of what is above the pivot, for each output and lane.
     const int64_t block = (static_cast<int64_t>(row_block) * layer.column_blocks + column_block) * (layer.out_lanes / LANES);
     for (int c = columns.first; c < columns.end; ++c) {
@@ -350,8 +354,8 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
             sum_rows<SH>(tile.rows, layer, J, outputs, transformed, products);
             for (int o = 0; o < count; ++o) {
                 float* sums = layer.sums + ((block + b) * layer.out_channels + outputs.first + o) * 3 * LANES;
-                float* out = layer.out + (outputs.first + o) * channel_size +
-                             (static_cast<int64_t>(tile.row) * layer.out_w + tile.column) * layer.out_lanes + tile.lane;
+                float* out = layer.out + static_cast<int64_t>(outputs.first + o) * layer.out_plane +
+                             static_cast<int64_t>(tile.row) * layer.out_row + tile.column * layer.out_lanes + tile.lane;
                 V pivot, sum, squares;
                 if (c != columns.first) {
                     pivot = load(sums);
@@ -370,7 +374,7 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
                         sum += above;
                         squares += above * above;
                     }
-                    out += static_cast<int64_t>(layer.out_w) * layer.out_lanes;
+                    out += layer.out_row;
                 }
                 store(sums, pivot);
                 store(sums + LANES, sum);
@@ -443,7 +447,6 @@ template <int T, int P>
 void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
     const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
     const int64_t connections = layer.starts[layer.out_channels];
-    const int64_t channel_size = static_cast<int64_t>(layer.out_h) * layer.out_w * layer.out_lanes;
     for (int o = outputs.first; o < outputs.end; ++o) {
         for (int tap = 0; tap < taps; tap += T) {
             V acc[T][P];
@@ -465,7 +468,7 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                     const int kd = (tap + t) % layer.stride_d, plane = (tap + t) / layer.stride_d;
                     const int row = h * layer.stride_h + plane / layer.stride_w;
                     const int w = (column + p) * layer.stride_w + plane % layer.stride_w;
-                    float* out = layer.out + o * channel_size + (static_cast<int64_t>(row) * layer.out_w + w) * layer.out_lanes;
+                    float* out = layer.out + static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
                     if (layer.stride_d == 1) {
                         store(out + lane, acc[t][p]);
                     } else if (T == 2 && layer.stride_d == 2) {
@@ -489,9 +492,9 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
 template <int P, bool NORM>
 void read_positions(const Layer& layer, int channel, int h, int column, int count, int lane, V* x) {
     const Reader<1, NORM> read(layer.channels[channel], lane, 1, layer.slope);
-    const int64_t line = static_cast<int64_t>(h) * layer.in_w + column;
+    const int64_t line = static_cast<int64_t>(h) * layer.in_row + static_cast<int64_t>(column) * layer.in_lanes;
     for (int p = 0; p < count; ++p)
-        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided((line + p) * layer.in_lanes);
+        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
     for (int p = count; p % P; ++p) x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = zero();
 }
 
@@ -529,15 +532,15 @@ void pointwise(const Layer& layer, int item, float* scratch) {
 
 template <int SD, bool NORM>
 void pool_row(const Layer& layer, int channel, int row) {
-    float* out = layer.out + (static_cast<int64_t>(channel) * layer.out_h + row) * layer.out_w * layer.out_lanes;
-    for (int lane = 0; lane < layer.out_lanes; lane += LANES) {
-        const Reader<SD, NORM> read(layer.channels[channel], lane, layer.stride_d, layer.slope);
-        for (int w = 0; w < layer.out_w; ++w) {
+    float* out = layer.out + static_cast<int64_t>(channel) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row;
+    for (int w = 0; w < layer.out_w; ++w) {
+        for (int lane = 0; lane < layer.out_lanes; lane += LANES) {
+            const Reader<SD, NORM> read(layer.channels[channel], lane, layer.stride_d, layer.slope);
             V best = zero();
             for (int kh = 0; kh < layer.stride_h; ++kh)
                 for (int kw = 0; kw < layer.stride_w; ++kw) {
-                    const int64_t line = static_cast<int64_t>(row * layer.stride_h + kh) * layer.in_w;
-                    const V v = read.pooled((line + w * layer.stride_w + kw) * layer.in_lanes);
+                    const int64_t line = static_cast<int64_t>(row * layer.stride_h + kh) * layer.in_row;
+                    const V v = read.pooled(line + (w * layer.stride_w + kw) * layer.in_lanes);
                     best = kh || kw ? larger(v, best) : v;
                 }
             store(out + static_cast<int64_t>(w) * layer.out_lanes + lane, best);

@@ -45,7 +45,18 @@ class Layer(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 *("kind", "in_channels", "in_h", "in_w", "in_lanes"),
-                *("out_channels", "out_h", "out_w", "out_lanes", "stride_d", "stride_h", "stride_w"),
+                *(
+                    "out_channels",
+                    "out_h",
+                    "out_w",
+                    "out_lanes",
+                    "in_row",
+                    "out_row",
+                    "out_plane",
+                    "stride_d",
+                    "stride_h",
+                    "stride_w",
+                ),
                 *("copies", "depth", "rows", "tile"),
                 *("row_blocks", "column_blocks", "lane_blocks", "output_blocks", "group"),
             )

@@ -18,6 +18,7 @@ CONVOLUTION, POINTWISE, POOLING = range(3)
 NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, which the layers that read a volume apply
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 32
+CACHE_LINE = 16  # floats
 ITEMS_PER_THREAD = 4
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
 TRANSFORMS: dict[int, list[list[float]]] = {
@@ -44,7 +45,8 @@ class Volume:
     width: int
     depth: int
     lanes: int
-    floats: int
+    row: int  # floats from a row to the next
+    plane: int  # and from a channel to the next
     normed: tuple[int, int] | None = None
 
 
@@ -155,9 +157,8 @@ class Program:
 
     def _view(self, v: Volume) -> Tensor:
         """The volume as `[B, C, *spatial axes of the network]`."""
-        plane = v.height * v.width * v.lanes
         sizes = (v.channels, v.height, v.width, self.batch, v.depth)
-        strides = (plane, v.width * v.lanes, v.lanes, v.depth, 1)
+        strides = (v.plane, v.row, v.lanes, v.depth, 1)
         spatial = [1, 2]
         spatial.insert(self.axis, 4)
         return self._memory.as_strided(sizes, strides, v.start).permute(3, 0, *spatial)
@@ -246,16 +247,18 @@ class Program:
 
     def _volume(self, channels: int, height: int, width: int, depth: int) -> Volume:
         lanes = _up(self.batch * depth, self.vector)
-        floats = channels * height * width * lanes
-        return Volume(self.arena.take(floats), channels, height, width, depth, lanes, floats)
+        # Rows that lie a power of two apart would share a few sets of the cache.
+        row = width * lanes + CACHE_LINE
+        plane = height * row + CACHE_LINE
+        return Volume(self.arena.take(channels * plane), channels, height, width, depth, lanes, row, plane)
 
     def _release(self, volume: Volume) -> None:
-        self.arena.give_back(volume.start, volume.floats)
+        self.arena.give_back(volume.start, volume.channels * volume.plane)
 
     def _cut(self, row_blocks: int, lanes: int, tiles: int, outputs: int, column_blocks: int = 0) -> dict[str, int]:
-        """Blocks of lanes (a cache line each), columns and outputs, so that there is work for every thread."""
+        """Blocks of lanes (two cache lines each), columns and outputs, so that there is work for every thread."""
         wanted = ITEMS_PER_THREAD * self.threads
-        lane_blocks = math.ceil(lanes / max(16, self.vector))
+        lane_blocks = math.ceil(lanes / (2 * CACHE_LINE))
         if not column_blocks:
             column_blocks = min(tiles, math.ceil(wanted / (row_blocks * lane_blocks)))
         items = row_blocks * lane_blocks * column_blocks
@@ -280,6 +283,9 @@ class Program:
             "in_h": source.height,
             "in_w": source.width,
             "in_lanes": source.lanes,
+            "in_row": source.row,
+            "out_row": out.row,
+            "out_plane": out.plane,
             "out_channels": out.channels,
             "out_h": out.height,
             "out_w": out.width,
@@ -334,7 +340,7 @@ class Program:
             for c in range(v.channels):
                 shift = shift_of[len(channels)] if shifts else 0
                 channel = Channel(
-                    data=base + 4 * (v.start + c * v.height * v.width * v.lanes - shift),
+                    data=base + 4 * (v.start + c * v.plane - shift),
                     mask=self._mask(v.depth, shift).data_ptr(),
                 )
                 if v.normed is not None:
