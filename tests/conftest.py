@@ -13,7 +13,7 @@ if not WORKER:  # the workers share what the first process sets
         os.environ["MPLCONFIGDIR"] = os.path.join(os.path.expanduser("~"), ".cache", "matplotlib")
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nnunet_ext-cache-")
 
-import pytest
+import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("contract", "e2enet.small", "end_to_end")
 
