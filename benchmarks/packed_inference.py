@@ -4,8 +4,8 @@
 
 Opponents: PlainConvUNet in torch float32 (what nnU-Net runs on a CPU), in torch under bfloat16 autocast where the
 processor has bfloat16, and in OpenVINO float32 where that is installed; and the same E2ENet in torch (dense
-convolutions over masked weights). A ratio is the opponent's time over the packed time: above 1 the packed network is faster.
-Medians of the ratios within a round, and the ratio of the minima. Weights and masks are random.
+convolutions over masked weights). A ratio is the opponent's time over the packed time: above 1 the packed network
+is faster. Medians of the ratios within a round, and the ratio of the minima. Weights and masks are random.
 """
 
 import argparse

@@ -32,8 +32,8 @@ constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
 inline V zero() { return V{}; }
-inline V leaky(V v, float slope) { return v > 0.0f ? v : v * slope; }
-inline V larger(V a, V b) { return (a > b) | (a != a) ? a : b; }
+inline V larger(V a, V b) { return a > b ? a : b; }
+inline V leaky(V v, float slope) { return larger(v * slope, v); }  // for slopes up to 1; NaN stays NaN
 
 // a0 b0 a1 b1 ... in two vectors, and back.
 inline void interleave(V a, V b, V& low, V& high) {
