@@ -28,6 +28,7 @@ from nnunet_ext.e2enet.packed import SWITCH
 def untrained_model(dataset, configuration, trainer_name, plans):
     trainer = get_trainer_from_args(dataset, configuration, "all", trainer_name, plans, device=torch.device("cpu"))
     trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     base = Path(trainer.output_folder_base)
     (base / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
     (base / "dataset.json").write_text(json.dumps(trainer.dataset_json))
@@ -97,6 +98,7 @@ def main():
             predictor = predict_from_raw_data.nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
             model = models["nnUNetTrainer" if switch is None else "E2ENetTrainer"]
             predictor.initialize_from_trained_model_folder(str(model), ("all",), "checkpoint_final.pth")
+            (folder / name).mkdir(exist_ok=True)
             seconds[name].append(Stages(predictor).run(args.images, folder / name))
             print(name, {k: round(v, 1) for k, v in seconds[name][-1].items()}, flush=True)
             files = sorted((folder / name).glob("*.nii.gz"))
