@@ -240,8 +240,7 @@ def _from_json(content: Any) -> CodeFile:
         raise ConfigurationError(f"'format' must be '{FORMAT}'; a search writes such a file.")
     if content.get("version") != VERSION:
         raise ConfigurationError(f"its version is {content.get('version')!r}; this release reads version {VERSION}.")
-    needed = ("num_layers", "num_depths", "use_downsample", "spatial_dims", "edges", "ops", "arch_code_a", "arch_code_c")
-    missing = [key for key in needed if key not in content]
+    missing = [key for key in CodeFile(CVPR_CODE).content() if key not in content and key != "meta"]
     if missing:
         raise ConfigurationError(f"it has no {', '.join(missing)}.")
     if content["spatial_dims"] not in OPERATIONS or not isinstance(content["use_downsample"], bool):

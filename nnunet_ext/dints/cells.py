@@ -71,15 +71,15 @@ class Down(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
         super().__init__()
         ones = [1] * len(stride)
-        self.shift = tuple(slice(1 if s > 1 else 0, None) for s in stride)  # only where a stride skips voxels
+        # One voxel aside along the axes on which the stride skips voxels; batch and channels stay.
+        self.aside = (slice(None), slice(None), *(slice(1 if s > 1 else 0, None) for s in stride))
         self.conv_1 = convolution(c_in, c_out // 2, ones, stride)
         self.conv_2 = convolution(c_in, c_out - c_out // 2, ones, stride)
         self.norm = instance_norm(c_out, len(stride))
 
     def forward(self, rectified: Tensor) -> Tensor:
         """`rectified [B, C_in, *size]`, after ReLU, sizes divisible by the stride -> `[B, C_out, *(size / stride)]`."""
-        aside = rectified[(slice(None), slice(None), *self.shift)]
-        return self.norm(torch.cat([self.conv_1(rectified), self.conv_2(aside)], 1))
+        return self.norm(torch.cat([self.conv_1(rectified), self.conv_2(rectified[self.aside])], 1))
 
 
 class Operation(nn.Module):

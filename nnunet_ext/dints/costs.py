@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
-from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
+from nnunet_ext.dints.options import DiNTSOptions, search_patch
+from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, level_strides, search_structure
+from nnunet_ext.options import PLANS_KEY
 
 GIGA = 1e9
-MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,10 @@ def _head(structure: Structure, num_classes: int, voxels: Sequence[int]) -> Iter
         c_out = structure.widths[scale if structure.use_downsample else max(scale - 1, 0)]
         weights = _conv(c_in, c_out, taps)
         runs = scale <= structure.outputs[-1]
-        yield Part(
-            "up", weights + 2 * c_out, weights * voxels[level] * runs, (c_in + c_out) * voxels[level] * runs
-        )
+        yield Part("up", weights + 2 * c_out, weights * voxels[level] * runs, (c_in + c_out) * voxels[level] * runs)
     width = structure.widths[0]
     weights, last = _conv(width, width, taps), width * num_classes
-    yield Part(
-        "final", weights + 2 * width + last + num_classes, (weights + last) * voxels[0], 3 * width * voxels[0]
-    )
+    yield Part("final", weights + 2 * width + last + num_classes, (weights + last) * voxels[0], 3 * width * voxels[0])
 
 
 def edge_memory(structure: Structure, patch_size: Sequence[int], batch_size: int = 1) -> list[list[float]]:
@@ -137,15 +134,16 @@ def instance_structure(arch_kwargs: Mapping[str, Any]) -> Structure:
 
 
 def code_of(arch_kwargs: Mapping[str, Any]) -> ArchitectureCode:
-    """The code in a network's arch_kwargs; the published one where they have none.
+    """The code in a network's arch_kwargs, for images of its dimensions; the published one where they have none.
 
     Raises:
         ConfigurationError: a code that is not valid.
     """
     active, operations = arch_kwargs.get("arch_code_a"), arch_kwargs.get("arch_code_c")
-    if active is None and operations is None:
-        return CVPR_CODE.for_dimensions(len(arch_kwargs["strides"][0]))
-    return ArchitectureCode.of(active, operations)
+    published = active is None and operations is None
+    code = CVPR_CODE if published else ArchitectureCode.of(active, operations)
+    strides = level_strides(arch_kwargs["strides"], code.depth, True)
+    return code.for_dimensions(len(strides[0]))
 
 
 def cost_report(
@@ -183,3 +181,21 @@ def _report(name: str, pieces: list[Part], logits: int, channels: int, patch_siz
         # The paper's table 1 counts one FLOP for a multiply-add.
         "paper": {"gmacs": macs, "gflops": macs},
     }
+
+
+def further_cost_reports(
+    input_channels: int, num_classes: int, configuration: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What `nnunet_ext info` says besides: the supernet that the configuration's options describe, at its own patch."""
+    options = DiNTSOptions.from_plans(configuration.get(PLANS_KEY))
+    arch_kwargs = configuration["architecture"]["arch_kwargs"]
+    strides = arch_kwargs["strides"]
+    planned = {
+        "strides": strides,
+        "num_layers": options.search_layers,
+        "num_depths": options.search_depths,
+        "base_features": options.search_base_features,
+        "use_downsample": arch_kwargs.get("use_downsample", True),
+    }
+    patch = search_patch(options, configuration["patch_size"], strides)
+    return {"search's supernet": search_cost_report(input_channels, num_classes, patch, planned)}

@@ -11,9 +11,9 @@ def monai_names(structure: Structure) -> dict[str, str]:
     """Our parameter -> MONAI's (its `DiNTS` module's state dict); a supernet's logits are not among them."""
     names = {}
     for scale in structure.stems:
-        for ours, theirs in (("conv_1", 1), ("norm_1", 2), ("conv_2", 4), ("norm_2", 5)):
-            if structure.use_downsample or theirs < 4:
-                names[f"stems.{scale}.{ours}"] = f"stem_down.{scale}.mod.{theirs}"
+        for part, index in (("conv_1", 1), ("norm_1", 2), ("conv_2", 4), ("norm_2", 5)):
+            if structure.use_downsample or index < 4:
+                names[f"stems.{scale}.{part}"] = f"stem_down.{scale}.mod.{index}"
     for (layer, edge), operations in structure.cells.items():
         ours, theirs = f"cells.{layer}_{edge}", f"dints_space.cell_tree.({layer}, {edge})"
         resample = {"same": (), "up": ("conv", "norm"), "down": ("conv_1", "conv_2", "norm")}[structure.kind(edge)]

@@ -103,7 +103,7 @@ class _DiNTS(nn.Module):
         self.head = Head(structure, num_classes)
 
     def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
-        """`image [B, C, *patch]` -> logits `[B, K, *patch]`; an edge whose weights are all the float 0.0 is left out."""
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`. Edges with nothing but the float 0.0 are left out."""
         size = image.shape[2:]
         image = self._pad(image)
         nodes = {}
@@ -166,7 +166,7 @@ class DiNTSNet(_DiNTS):
         strides: one per level as nnU-Net plans them, all ones first. Levels beyond the code's scales are not used; a
             plan with fewer levels has its last stride repeated.
         arch_code_a: `[L][E]` of 0 and 1; None for the paper's published code (both or none).
-        arch_code_c: `[L][E]`, index of each edge's operation.
+        arch_code_c: `[L][E]`, index of each edge's operation. In 2D the pseudo-3D operations are the convolution.
         base_features: F_0; the width doubles from level to level.
         features_per_stage: the widths by level instead.
         use_downsample: the finest nodes lie at half resolution (the paper), else at the image's.
