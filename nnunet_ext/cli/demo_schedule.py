@@ -26,6 +26,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 REAL_DATA_FACTOR = 2.5
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
+    # The published topology; a search takes hours and has commands of its own.
+    "dints": {
+        "cpu": {"base_features": 6, "initial_lr": 0.02},
+        "cuda": {"base_features": 16},
+    },
     "e2enet": {
         "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
         "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3, "initial_lr": 0.03},

@@ -1,11 +1,15 @@
 """DiNTSSearchTrainer keeps the trainer contract as far as it fits; what only a search does is tested here too."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
 import torch
-from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal
+from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal, checkpoint
 from dints.small import random_code
 from end_to_end.stock import Workspace, handmade_plans, stock_architecture
 
@@ -41,6 +45,45 @@ class TestDiNTSSearchTrainer(TrainerContract):
     }
     # Plans name the final network; the search makes its own from the options.
     arch_kwargs = {"strides": STRIDES, "base_features": 4, **random_code(2, layers=3).settings()}
+
+    # The final network's tests go through all folds; a search is one fold, and its own test kills it twice.
+    test_five_folds_choose_predict_ensemble_export_and_import = None
+    test_validation_can_be_repeated = test_pretrained_weights_arrive = test_killed_training_continues = None
+    test_compiled_prediction_is_the_same = test_cascade = None
+
+    @pytest.mark.slow
+    def test_killed_search_continues_in_each_phase(self, planned):
+        words = self.tiny(
+            planned, "KilledPlans", num_iterations_per_epoch=8, search_warmup_iterations=8,
+            search_weight_iterations=16, search_joint_iterations=24,
+        )  # fmt: skip
+        fold = planned.model(self.trainer, "KilledPlans", "3d_fullres") / "fold_0"
+        log, resume, halves = planned.root / "killed.txt", [], set()
+        for epoch in (1, 4):  # weights only until epoch 2
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    planned.command("nnUNetv2_train", 7, "3d_fullres", 0, *words, "-device", "cpu", *resume),
+                    env={**planned.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
+                    stdout=file, stderr=file,
+                )  # fmt: skip
+                deadline = time.time() + 300
+                while f"Epoch {epoch} " not in log.read_text().replace("\n", " "):
+                    assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+                    time.sleep(0.02)
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            assert checkpoint(fold, "checkpoint_latest.pth")["current_epoch"] >= epoch
+            assert (fold / "architecture.json").exists() == (epoch == 4)
+            halves.add((fold / "search_halves.json").read_text())
+            resume = ["--c"]
+        output = planned.train("3d_fullres", 0, *words, "--c").stdout
+        assert "Epoch 0" not in output and "the architecture moves from iteration 24 of 48" in output
+        halves.add((fold / "search_halves.json").read_text())
+        assert len(halves) == 1
+        assert checkpoint(fold)["nnunet_ext"]["state"]["iterations"] == 48
+        history = json.loads((fold / "dints_search_history.json").read_text())
+        assert [row["epoch"] for row in history] == list(range(-1, 6))
+        assert read_code(fold / "architecture.json").meta["iterations"] == 48
 
     def architecture(self):
         ours = f"{DiNTSNet.__module__}.{DiNTSNet.__name__}"

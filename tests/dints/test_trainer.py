@@ -1,15 +1,28 @@
 """DiNTSTrainer keeps the trainer contract; what only it has is tested here too."""
 
 import pytest
-from contract.trainer import STRIDES, TrainerContract
+from contract.trainer import STRIDES, TrainerContract, checkpoint
 from dints.small import random_code
+from end_to_end.stock import Workspace, make_dataset, shrink
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.architecture_code import CVPR_CODE, read_code
 from nnunet_ext.dints.options import stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 
 CODE = random_code(2, layers=3)
+SEARCH = {
+    "num_iterations_per_epoch": 4,
+    "num_val_iterations_per_epoch": 2,
+    "search_layers": 3,
+    "search_depths": 3,
+    "search_base_features": 2,
+    "search_batch_size": 1,
+    "search_warmup_iterations": 2,
+    "search_weight_iterations": 2,
+    "search_joint_iterations": 8,
+    "search_architecture_lr": 0.3,
+}
 
 
 class TestDiNTSTrainer(TrainerContract):
@@ -18,6 +31,53 @@ class TestDiNTSTrainer(TrainerContract):
     plans = "DiNTSPlans"
     arch_kwargs = {"strides": STRIDES, "base_features": 4, **CODE.settings()}
     options = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2, "save_every": 1}
+
+    # E2ENet's tests run these; nothing in them depends on the method, and each takes half a minute and more.
+    test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
+
+    @pytest.fixture(scope="class")
+    def planned(self, tmp_path_factory):
+        """A data set planned by the planner and searched on fold 0; `tiny` plans then hold the code that was found."""
+        workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
+        make_dataset(workspace)
+        workspace.plan(self.planner)
+        assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
+        plans = shrink(workspace.plans(self.plans), SEARCH, {})
+        workspace.write_plans(plans, "SearchPlans")
+        workspace.train("3d_fullres", 0, "-tr", "DiNTSSearchTrainer", "-p", "SearchPlans")
+        fold = workspace.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
+        code = fold / "architecture.json"
+        said = workspace.run(
+            "nnunet_ext", "plan", 7, "--method", "dints", "--code", code, "--name", "DiNTSPlans_searched"
+        ).stdout
+        assert "From DiNTSPlans:" in said and "-tr DiNTSTrainer -p DiNTSPlans_searched" in said
+        return workspace
+
+    def tiny(self, workspace, name="TinyPlans", **options):
+        words = super().tiny(workspace, name, **options)
+        if (workspace.preprocessed / workspace.dataset / "DiNTSPlans_searched.json").is_file():
+            plans, found = (workspace.plans(n)["configurations"] for n in (name, "DiNTSPlans_searched"))
+            searched = found["3d_fullres"]["architecture"]["arch_kwargs"]
+            for key in ("arch_code_a", "arch_code_c"):
+                plans["3d_fullres"]["architecture"]["arch_kwargs"][key] = searched[key]
+            workspace.write_plans({**workspace.plans(name), "configurations": plans}, name)
+        return words
+
+    @pytest.mark.slow
+    def test_all_folds_have_the_searched_code(self, trained):
+        search = trained.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
+        code = read_code(search / "architecture.json").code
+        model = trained.model(self.trainer, "TinyPlans", "3d_fullres")
+        for fold in range(5):
+            weights = checkpoint(model / f"fold_{fold}")["network_weights"]
+            cells = {tuple(map(int, name.split(".")[1].split("_"))) for name in weights if name.startswith("cells.")}
+            active = {(i, e) for i, row in enumerate(code.active) for e, on in enumerate(row) if on}
+            assert cells and cells <= active  # a skip on one scale has no weights
+        page = trained.root / "report.html"
+        trained.run("nnunet_ext", "report", model, "-o", page)
+        assert "Topology" in page.read_text()
+        trained.run("nnunet_ext", "report", search.parent, "-o", page)
+        assert "Architecture search" in page.read_text()
 
     def log(self, trainer):
         with open(trainer.log_file) as file:
