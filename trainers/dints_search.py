@@ -405,8 +405,9 @@ class DiNTSSearchTrainer(ExtTrainer):
         if self.architecture_scaler is not None and state["architecture_scaler"] is not None:
             self.architecture_scaler.load_state_dict(state["architecture_scaler"])
         self.best = dict(state["best"])
-        self._random_state = state["random"]
-        _set_random_state(state["random"])
+        if not self.is_ddp:  # the state is that of the first rank, and ranks must draw other data
+            self._random_state = state["random"]
+            _set_random_state(state["random"])
 
 
 def plans_patch(plans: dict, configuration: str) -> list[int]:
