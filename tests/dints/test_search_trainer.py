@@ -50,6 +50,11 @@ class TestDiNTSSearchTrainer(TrainerContract):
     test_five_folds_choose_predict_ensemble_export_and_import = None
     test_validation_can_be_repeated = test_pretrained_weights_arrive = test_killed_training_continues = None
     test_compiled_prediction_is_the_same = test_cascade = None
+    test_regions_and_ignore_label_through_all_folds_at_once = None
+    # What the base class does alone is tested with the other trainers.
+    test_an_interrupted_write_leaves_the_old_checkpoint = test_a_truncated_checkpoint_is_refused = None
+    test_a_checkpoint_of_another_trainer_is_refused = test_a_missing_environment_variable_is_named = None
+    test_training_learns_something_and_writes_its_history = None
 
     @pytest.mark.slow
     def test_killed_search_continues_in_each_phase(self, planned):
@@ -96,11 +101,10 @@ class TestDiNTSSearchTrainer(TrainerContract):
             batch["architecture"] = super().batch(trainer, number + 10_000)
         return batch
 
-    @pytest.mark.parametrize("border", [1, 2])
-    def test_resuming_keeps_logits_adam_clock_and_random_numbers(self, workspace, border):
+    def test_resuming_keeps_logits_adam_clock_and_random_numbers(self, workspace):
         trainer = self.build()
         trainer.initialize()
-        for _ in range(border):
+        for _ in range(2):
             self.run_epoch(trainer)
         trainer.save_checkpoint(f"{workspace.root}/border.pth")
         state = self.snapshot(trainer)
@@ -109,10 +113,9 @@ class TestDiNTSSearchTrainer(TrainerContract):
         other = self.build()
         other.initialize()
         other.load_checkpoint(f"{workspace.root}/border.pth")
-        assert other.iterations == 4 * border
+        assert other.iterations == 8
         assert_equal(self.snapshot(other), state)
-        moments = other.architecture_optimizer.state_dict()["state"]
-        assert [len(moments), other.is_joint] == [0 if border == 1 else 2, True]
+        assert len(other.architecture_optimizer.state_dict()["state"]) == 2
 
     def test_logits_rest_in_the_first_phase_and_move_in_the_second(self, workspace):
         trainer = self.build()
@@ -174,17 +177,18 @@ class TestDiNTSSearchTrainer(TrainerContract):
         assert "L_tp" in log and "Time left: about" in log and "(budget 0.8), G" in log
 
     def test_best_codes_are_those_of_the_best_epochs(self, workspace, monkeypatch):
-        trainer = self.build(self.handmade(search_joint_iterations=16))
+        trainer = self.build(self.handmade(num_iterations_per_epoch=1, search_joint_iterations=3))
         trainer.initialize()
-        discrete = iter([0.2, 0.6, 0.4, 0.5])
+        trainer.iterations = trainer.options.search_joint_start
+        discrete = iter([0.2, 0.6, 0.4])
         monkeypatch.setattr(trainer, "_mean_dice", lambda outputs: next(discrete))
-        for _ in range(5):
+        for _ in range(3):
             self.run_epoch(trainer)
         fold = workspace.model_fold(trainer)
-        assert read_code(fold / "architecture_best_discrete.json").meta["epoch"] == 2
-        assert read_code(fold / "architecture.json").meta["epoch"] == 4
+        assert read_code(fold / "architecture_best_discrete.json").meta["epoch"] == 1
+        assert read_code(fold / "architecture.json").meta["epoch"] == 2
         rows = json.loads((fold / "dints_search_history.json").read_text())
-        best = max(rows[1:], key=lambda row: row["dice"])
+        best = max(rows, key=lambda row: row["dice"])
         assert read_code(fold / "architecture_best_continuous.json").meta["epoch"] == best["epoch"]
 
     def test_the_discrete_score_is_that_of_the_code_alone(self, workspace):

@@ -41,7 +41,7 @@ def test_every_active_edge_is_drawn_in_the_colour_of_its_operation(code):
 def test_probable_edges_are_wider():
     rows = [[edge / 10 for edge in range(10)]] * 12
     drawn = cells(topology_figure(edges(4), CVPR_CODE.active, names(CVPR_CODE), ["x"] * 4, rows))
-    widths = [drawn[3, *edges(4)[e]].get_linewidth() for e, on in enumerate(CVPR_CODE.active[3]) if on]
+    widths = [drawn[(3, *edges(4)[e])].get_linewidth() for e, on in enumerate(CVPR_CODE.active[3]) if on]
     assert widths == sorted(widths) and widths[0] < widths[-1]
 
 
