@@ -11,7 +11,7 @@ class TestDiNTSNet(NetworkContract):
 
     @classmethod
     def arch_kwargs(cls, strides):
-        code = random_code(depth_for(strides), layers=3, dimensions=len(strides[0]))
+        code = random_code(depth_for(strides), layers=2, dimensions=len(strides[0]))
         return {"strides": strides, "base_features": 3, **code.settings()}
 
 
