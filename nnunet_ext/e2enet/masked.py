@@ -5,13 +5,25 @@ two dimensions. Inactive kernels are zero in the weight itself, so that the forw
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_ext.e2enet.costs import active_kernels
+
+
+class Connections(NamedTuple):
+    """The active kernels of a convolution in compressed rows, one row for each output channel.
+
+    Row `o` is `starts[o]:starts[o + 1]` of the input channels `inputs` (int64 `[active]`, ascending in a row) and of
+    `kernels` (`[active, *kernel]`); `starts` is int64 `[C_out + 1]`.
+    """
+
+    starts: Tensor
+    inputs: Tensor
+    kernels: Tensor
 
 
 class KernelMask(nn.Module):
@@ -80,6 +92,16 @@ class KernelMask(nn.Module):
         if named != active:
             return f"{named} active kernels are stored, this network has {active}: its sparsity is another"
         return None
+
+    @torch.no_grad()
+    def active_connections(self) -> Connections:
+        """The active kernels by output channel, for code that computes nothing for the others."""
+        by_output = isinstance(self, nn.Conv3d)
+        mask = self.kernel_mask if by_output else self.kernel_mask.T
+        weight = self.weight if by_output else self.weight.transpose(0, 1)
+        outputs, inputs = mask.nonzero(as_tuple=True)
+        counts = torch.bincount(outputs, minlength=len(mask))
+        return Connections(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), inputs, weight[outputs, inputs])
 
     @torch.no_grad()
     def apply_mask(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
+from nnunet_ext.e2enet.packed import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
 
 NEGATIVE_SLOPE = 0.01
@@ -201,6 +202,9 @@ class E2ENet(nn.Module):
         size = x.shape[2:]
         self.check_patch_size(size)
         x = self._pad(x)
+        packed = packed_logits(self, x)
+        if packed is not None:
+            return self._crop(packed, size, 0)
         features = []
         for stage in self.backbone:
             x = stage(x)
@@ -217,6 +221,12 @@ class E2ENet(nn.Module):
         heads = seg_layers if self.deep_supervision else seg_layers[:1]
         logits = [self._crop(head(ends[-1 - level]), size, level) for level, head in enumerate(heads)]
         return logits if self.deep_supervision else logits[0]
+
+    def train(self, mode: bool = True) -> "E2ENet":
+        """torch's; training frees what prediction has packed."""
+        if mode:
+            release(self)
+        return super().train(mode)
 
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
         """Raises a `ConfigurationError` where InstanceNorm would get a single voxel at the lowest level."""

@@ -7,7 +7,8 @@ from nnunet_ext.cli.main import COMMANDS, Command, main
 
 OURS = ("convert", "export", "score")
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from nnunet_ext.cli.main import COMMANDS, Command, main
 for name in {names}:
     COMMANDS.setdefault(name, Command(f"nnunet_ext.cli.{{name}}", name))

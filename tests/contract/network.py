@@ -58,6 +58,7 @@ class NetworkContract:
     """Inherit, set `network_class`, and return tiny arch_kwargs for given strides (JSON values) in `arch_kwargs`."""
 
     network_class: type[nn.Module]
+    prediction_tolerance = 0.0  # of the largest logit, for a network that predicts with another order of summation
 
     @classmethod
     def arch_kwargs(cls, strides):
@@ -143,7 +144,10 @@ class NetworkContract:
         with torch.no_grad():
             first = network(self.image())[0]
             network.deep_supervision = False
-            assert torch.equal(network(self.image()), first)
+            self.assert_predicted(network(self.image()), first)
+
+    def assert_predicted(self, prediction, listed):
+        assert (prediction - listed).abs().max() <= self.prediction_tolerance * listed.abs().max()
 
     # state
 
@@ -153,7 +157,7 @@ class NetworkContract:
         prediction = self.build(deep_supervision=False, seed=1).eval()
         prediction.load_state_dict(training.state_dict(), strict=True)
         with torch.no_grad():
-            assert torch.equal(prediction(self.image()), training(self.image())[0])
+            self.assert_predicted(prediction(self.image()), training(self.image())[0])
         training.load_state_dict(prediction.state_dict(), strict=True)
 
     def test_the_state_dict_holds_all_that_prediction_needs(self):

@@ -1,9 +1,10 @@
 """E2ENetTrainer keeps the trainer contract; what only E2ENet has is tested here too."""
 
+import numpy as np
 import pytest
 import torch
 from contract.trainer import STRIDES, TrainerContract, checkpoint
-from end_to_end.stock import Workspace, make_dataset
+from end_to_end.stock import Workspace, make_dataset, segmentations
 
 from nnunet_ext.e2enet.masked import masked_modules
 
@@ -52,6 +53,21 @@ class TestE2ENetTrainer(TrainerContract):
         start = trainer.topology.summary()["ever_active"]
         self.run_epoch(trainer)
         assert trainer.topology.summary()["ever_active"] > start
+
+    @pytest.mark.slow
+    def test_packed_prediction_with_all_folds_is_that_of_torch(self, trained, tmp_path):
+        def predict(target, **environment):
+            words = ["-tr", self.trainer, "-p", "TinyPlans", "-c", "3d_fullres", "-d", 7, "-device", "cpu"]
+            images = trained.raw / trained.dataset / "imagesTs"
+            said = trained.run("nnUNetv2_predict", "-i", images, "-o", target, *words, **environment).stdout
+            return said, segmentations(target)
+
+        said, packed = predict(tmp_path / "packed")
+        assert said.count("predicts with packed sparse convolutions") == 1
+        said, plain = predict(tmp_path / "torch", nnUNet_ext_packed="0")
+        assert said.count("predicts with torch's dense convolutions: nnUNet_ext_packed=0") == 1
+        for name in plain:  # another summation order may tip a voxel that lies on the fence
+            assert np.mean(plain[name] == packed[name]) >= 0.9999
 
     @pytest.mark.slow
     def test_fine_tuning_with_a_frozen_topology_on_other_channels_and_classes(self, tmp_path):

@@ -1,0 +1,155 @@
+"""E2ENet's packed prediction on a CPU against nnU-Net's PlainConvUNet, in turns within one process.
+
+    python benchmarks/packed_inference.py --rounds 7 --out benchmarks/results/packed_inference.json
+
+Opponents: PlainConvUNet in torch float32 (what nnU-Net runs on a CPU), in torch under bfloat16 autocast, and in
+OpenVINO float32 where that is installed; and the same E2ENet in torch (dense convolutions over masked weights). A ratio
+is the opponent's time over the packed time: above 1 the packed network is faster.
+Medians of the ratios within a round, and the ratio of the minima. Weights and masks are random.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from e2enet_forward import unet
+
+from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.packed import SWITCH, release
+from nnunet_ext.e2enet.packed.library import instruction_set
+
+CLASSES = 16
+
+
+def strides_of(patch):
+    """Halves each axis, five times at most, while it stays at or above 4 voxels; nnU-Net's rule for its own plans."""
+    size, strides = list(patch), [[1, 1, 1]]
+    while len(strides) < 6 and any(s >= 8 for s in size):
+        largest = max(size)
+        stride = [2 if s >= 8 and s * 2 > largest else 1 for s in size]
+        strides.append(stride)
+        size = [s // n for s, n in zip(size, stride, strict=True)]
+    return strides
+
+
+def openvino_of(network, x):
+    try:
+        import openvino
+    except ImportError:
+        return None
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(openvino.convert_model(network, example_input=x), "CPU")
+    return lambda: compiled(x.numpy())
+
+
+def packed(network, x):
+    def run():
+        os.environ[SWITCH] = "1"
+        return network(x)
+
+    return run
+
+
+def dense(network, x):
+    def run():
+        os.environ[SWITCH] = "0"
+        return network(x)
+
+    return run
+
+
+def half(network, x):
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x)
+
+    return run
+
+
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(patch, sparsities, rounds, dense_rounds):
+    strides = strides_of(patch)
+    x = torch.randn(1, 1, *patch)
+    plain = unet(1, CLASSES, strides).eval()
+    plain.decoder.deep_supervision = False
+    ours = {s: E2ENet(1, CLASSES, strides=strides, sparsity=s).eval() for s in sparsities}
+    calls = {"PlainConvUNet, torch float32": lambda: plain(x), "PlainConvUNet, torch bfloat16": half(plain, x)}
+    vino = openvino_of(plain, x)
+    if vino is not None:
+        calls["PlainConvUNet, OpenVINO float32"] = vino
+    calls |= {f"packed E2ENet, S={s}": packed(network, x) for s, network in ours.items()}
+    if dense_rounds:
+        calls |= {f"E2ENet in torch, S={s}": dense(network, x) for s, network in ours.items()}
+    times = {name: [] for name in calls}
+    for k in range(rounds + 1):
+        for name, call in calls.items():
+            if not name.startswith("E2ENet in torch") or k <= dense_rounds:
+                times[name].append(seconds(call))
+    times = {name: values[1:] for name, values in times.items()}
+    report = {
+        "strides": strides,
+        "seconds": {n: {"median": statistics.median(v), "min": min(v)} for n, v in times.items()},
+    }
+    for s, network in ours.items():
+        name = f"packed E2ENet, S={s}"
+        report[name] = {}
+        for other, values in times.items():
+            if other.startswith("packed") or (other.startswith("E2ENet") and not other.endswith(f"S={s}")):
+                continue
+            ratios = [v / o for v, o in zip(values, times[name], strict=False)]
+            report[name][f"time of {other} / ours"] = {
+                "median": round(statistics.median(ratios), 3),
+                "of minima": round(min(values) / min(times[name]), 3),
+                "rounds": len(values),
+            }
+        difference = np.abs(packed(network, x)().numpy() - dense(network, x)().numpy()).max()
+        report[name]["largest difference / largest logit"] = float(difference / dense(network, x)().abs().max())
+        release(network)
+    return report
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", action="append", help="D,H,W; may be given again")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.9])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dense-rounds", type=int, default=2, help="rounds with E2ENet in torch, which takes long")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    patches = [tuple(map(int, p.split(","))) for p in args.patch or ["32,32,32", "64,64,64", "96,96,96", "20,160,128"]]
+    lanes, flags = instruction_set()
+    report = {
+        "machine": platform.processor() or platform.machine(),
+        "cpu capability of torch": torch.backends.cpu.get_cpu_capability(),
+        "floats in a vector": lanes,
+        "versions": {name: version(name) for name in ("torch", "dynamic-network-architectures")},
+        "patches": {},
+    }
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for patch in patches:
+                name = f"{'x'.join(map(str, patch))}, {threads} threads"
+                report["patches"][name] = measure(patch, args.sparsity, args.rounds, args.dense_rounds)
+                print(json.dumps({name: report["patches"][name]}, indent=2), flush=True)
+                if args.out:
+                    args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,675 @@
+// Runs a list of layers over volumes with the depth innermost: a channel is [H][W][lanes], lane = copy * D + d.
+//
+// A layer reads the raw output of the layers before it and applies their InstanceNorm and LeakyReLU on load; its own
+// sums are collected while it writes. Convolutions are sums over the rows of active connections, kernels (1,3,3), with
+// 1-D Winograd transforms along W (Lavin and Gray, arXiv 1509.09308, F(4,3) and F(2,3)).
+// Compiled with -DLANES=16, 8 or 4 floats a vector; needs no header but the standard library's.
+
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifndef LANES
+#define LANES 4
+#endif
+
+typedef float V __attribute__((vector_size(LANES * 4)));
+typedef int32_t I __attribute__((vector_size(LANES * 4)));
+typedef float UnalignedV __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t UnalignedI __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+namespace {
+
+constexpr int CHUNK = 32;  // positions of a pointwise block
+constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
+
+inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
+inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
+inline V zero() { return V{}; }
+inline V leaky(V v, float slope) { return v > 0.0f ? v : v * slope; }
+inline V larger(V a, V b) { return (a > b) | (a != a) ? a : b; }
+
+// a0 b0 a1 b1 ... in two vectors, and back.
+inline void interleave(V a, V b, V& low, V& high) {
+#if LANES == 4
+    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#elif LANES == 8
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#endif
+}
+inline void deinterleave(V low, V high, V& a, V& b) {
+#if LANES == 4
+    a = __builtin_shufflevector(low, high, 0, 2, 4, 6);
+    b = __builtin_shufflevector(low, high, 1, 3, 5, 7);
+#elif LANES == 8
+    a = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
+    b = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    a = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    b = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#endif
+}
+
+}  // namespace
+
+// One input channel. The depth shift is already in the pointers: lane p of the shifted channel is data[p], and counts
+// where mask[p] is all ones. scale and offset (per lane) are null where nothing was normalised.
+struct Channel {
+    const float* data;
+    const float* scale;
+    const float* offset;
+    const int32_t* mask;
+};
+
+struct Layer {
+    int32_t kind;  // 0 convolution, 1 pointwise or transposed convolution with kernel = stride, 2 max-pooling
+    int32_t in_channels, in_h, in_w, in_lanes;  // lanes as stored, a multiple of LANES
+    int32_t out_channels, out_h, out_w, out_lanes;
+    int32_t in_row, out_row, out_plane;  // floats from a row to the next, and from a channel to the next
+    int32_t stride_d, stride_h, stride_w;
+    int32_t copies, depth;      // lanes of the output that count: copies * depth
+    int32_t rows, tile;         // convolution: output rows and columns of a block
+    int32_t row_blocks, column_blocks, lane_blocks, output_blocks;  // how the work is cut into items
+    int32_t group;              // kernel taps computed together (pointwise)
+    const Channel* channels;
+    const int32_t* starts;      // compressed rows of active connections
+    const int32_t* inputs;
+    const float* weights;
+    float* out;
+    const float* gamma;
+    const float* beta;
+    float* scale;               // of the output, per channel and lane
+    float* offset;
+    float* sums;                // scratch for the statistics
+    float epsilon, slope;
+};
+
+namespace {
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Lane block `block` of the part `part` of `parts` parts of `total`.
+struct Range {
+    int first, end;
+    Range(int total, int parts, int part)
+        : first(static_cast<int>(static_cast<int64_t>(total) * part / parts)),
+          end(static_cast<int>(static_cast<int64_t>(total) * (part + 1) / parts)) {}
+};
+
+// Reads vectors of a channel at a fixed lane block: every SD-th lane (SD = 0: every `step`-th, one by one).
+template <int SD, bool NORM>
+struct Reader {
+    const Channel& channel;
+    float slope;
+    int step, lane;
+    V scale[SD ? SD : 1], offset[SD ? SD : 1];
+    I mask[SD ? SD : 1];
+
+    Reader(const Channel& c, int out_lane, int stride, float s) : channel(c), slope(s), step(stride), lane(out_lane * stride) {
+        for (int k = 0; k < SD; ++k) {
+            mask[k] = *reinterpret_cast<const UnalignedI*>(c.mask + lane + k * LANES);
+            if (NORM) {
+                scale[k] = load(c.scale + lane + k * LANES);
+                offset[k] = load(c.offset + lane + k * LANES);
+            }
+        }
+    }
+    V part(const float* p, int k) const {
+        V v = load(p + k * LANES);
+        if (NORM) v = leaky(v * scale[k] + offset[k], slope);
+        return reinterpret_cast<V>(reinterpret_cast<I>(v) & mask[k]);
+    }
+    V single(int64_t voxel, int first) const {  // lanes first, first + step, ...
+        V v = zero();
+        for (int l = 0; l < LANES; ++l) {
+            const int p = first + l * step;
+            if (!channel.mask[p]) continue;
+            float x = channel.data[voxel + p];
+            if (NORM) {
+                x = x * channel.scale[p] + channel.offset[p];
+                x = x > 0 ? x : x * slope;
+            }
+            v[l] = x;
+        }
+        return v;
+    }
+    V strided(int64_t voxel) const {
+        const float* p = channel.data + voxel + lane;
+        if (SD == 1) return part(p, 0);
+        if (SD == 2) {
+            V even, odd;
+            deinterleave(part(p, 0), part(p, SD - 1), even, odd);
+            return even;
+        }
+        return single(voxel, lane);
+    }
+    V pooled(int64_t voxel) const {  // the largest of each `step` neighbouring lanes
+        const float* p = channel.data + voxel + lane;
+        if (SD == 1) return part(p, 0);
+        if (SD == 2) {
+            V even, odd;
+            deinterleave(part(p, 0), part(p, SD - 1), even, odd);
+            return larger(even, odd);
+        }
+        V v = single(voxel, lane);
+        for (int k = 1; k < step; ++k) v = larger(v, single(voxel, lane + k));
+        return v;
+    }
+};
+
+// Transforms of a tile of TILE output columns with J points. TILE = 1 is the plain sum over three taps.
+
+template <int TILE>
+constexpr int points() { return TILE == 4 ? 6 : TILE == 2 ? 4 : 3; }
+
+template <int TILE>
+inline void transform_input(const V* x, V* t, int64_t stride) {
+    if constexpr (TILE == 4) {
+        t[0] = 4.0f * x[0] - 5.0f * x[2] + x[4];
+        const V a = x[4] - 4.0f * x[2], b = x[3] - 4.0f * x[1];
+        t[stride] = a + b;
+        t[2 * stride] = a - b;
+        const V c = x[4] - x[2], d = 2.0f * (x[3] - x[1]);
+        t[3 * stride] = c + d;
+        t[4 * stride] = c - d;
+        t[5 * stride] = 4.0f * x[1] - 5.0f * x[3] + x[5];
+    } else if constexpr (TILE == 2) {
+        t[0] = x[0] - x[2];
+        t[stride] = x[1] + x[2];
+        t[2 * stride] = x[2] - x[1];
+        t[3 * stride] = x[1] - x[3];
+    } else {
+        for (int j = 0; j < 3; ++j) t[j * stride] = x[j];
+    }
+}
+
+template <int TILE>
+inline void transform_output(const V* m, int64_t stride, V* y) {
+    if constexpr (TILE == 4) {
+        const V a = m[stride] + m[2 * stride], b = m[stride] - m[2 * stride];
+        const V c = m[3 * stride] + m[4 * stride], d = m[3 * stride] - m[4 * stride];
+        y[0] = m[0] + a + c;
+        y[1] = b + 2.0f * d;
+        y[2] = a + 4.0f * c;
+        y[3] = b + 8.0f * d + m[5 * stride];
+    } else if constexpr (TILE == 2) {
+        y[0] = m[0] + m[stride] + m[2 * stride];
+        y[1] = m[stride] - m[2 * stride] - m[3 * stride];
+    } else {
+        y[0] = m[0] + m[stride] + m[2 * stride];
+    }
+}
+
+// Input rows that R output rows read. SH = 1, 2: neighbouring rows share; SH = 3 (any other stride): three for each.
+template <int SH>
+constexpr int input_rows(int r) { return SH == 1 ? r + 2 : SH == 2 ? 2 * r + 1 : 3 * r; }
+
+// Sums over active connections for JB points at a time: acc[point][row] += kernel[tap] * input[row, tap].
+template <int R, int SH, int JB>
+void sum_connections(const Layer& layer, Range outputs, const float* weights, int64_t weights_stride, const V* inputs,
+                     int64_t inputs_stride, V* sums, int64_t sums_stride) {
+    constexpr int ROWS = input_rows<SH>(R);
+    for (int o = outputs.first; o < outputs.end; ++o) {
+        V acc[JB][R];
+        for (int j = 0; j < JB; ++j)
+            for (int r = 0; r < R; ++r) acc[j][r] = zero();
+        for (int n = layer.starts[o], end = layer.starts[o + 1]; n < end; ++n) {
+            const V* column = inputs + static_cast<int64_t>(layer.inputs[n]) * ROWS;
+            const float* kernel = weights + static_cast<int64_t>(n) * 3;
+#pragma GCC unroll 8
+            for (int j = 0; j < JB; ++j) {
+                const float k0 = kernel[j * weights_stride], k1 = kernel[j * weights_stride + 1],
+                            k2 = kernel[j * weights_stride + 2];
+                const V* x = column + j * inputs_stride;
+                if constexpr (SH == 3) {
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r) acc[j][r] += k0 * x[3 * r] + k1 * x[3 * r + 1] + k2 * x[3 * r + 2];
+                } else {
+#pragma GCC unroll 24
+                    for (int k = 0; k < ROWS; ++k) {
+                        const V v = x[k];
+                        if (k % SH == 0 && k / SH < R) acc[j][k / SH] += k0 * v;
+                        if (k >= 1 && (k - 1) % SH == 0 && (k - 1) / SH < R) acc[j][(k - 1) / SH] += k1 * v;
+                        if (k >= 2 && (k - 2) % SH == 0 && (k - 2) / SH < R) acc[j][(k - 2) / SH] += k2 * v;
+                    }
+                }
+            }
+        }
+        for (int j = 0; j < JB; ++j)
+            for (int r = 0; r < R; ++r) sums[j * sums_stride + (o - outputs.first) * R + r] = acc[j][r];
+    }
+}
+
+template <int R, int SH>
+void sum_all_points(const Layer& layer, int points, Range outputs, const V* inputs, V* sums) {
+    const int64_t inputs_stride = static_cast<int64_t>(layer.in_channels) * input_rows<SH>(R);
+    const int64_t weights_stride = static_cast<int64_t>(layer.starts[layer.out_channels]) * 3;
+    const int64_t sums_stride = static_cast<int64_t>(outputs.end - outputs.first) * R;
+    constexpr int JB = R <= 4 || LANES == 16 ? 2 : 1;
+    int j = 0;
+    for (; j + JB <= points; j += JB)
+        sum_connections<R, SH, JB>(layer, outputs, layer.weights + j * weights_stride, weights_stride,
+                                   inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
+    for (; j < points; ++j)
+        sum_connections<R, SH, 1>(layer, outputs, layer.weights + j * weights_stride, weights_stride,
+                                  inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
+}
+
+// At most 8 output rows, as many accumulators as hide the latency of an FMA; 2 where no rows are shared.
+template <int SH>
+void sum_rows(int rows, const Layer& layer, int points, Range outputs, const V* inputs, V* sums) {
+    if (rows == 1) return sum_all_points<1, SH>(layer, points, outputs, inputs, sums);
+    if (rows == 2 || SH == 3) return sum_all_points<2, SH>(layer, points, outputs, inputs, sums);
+    if constexpr (SH != 3) switch (rows) {
+        case 3: return sum_all_points<3, SH>(layer, points, outputs, inputs, sums);
+        case 4: return sum_all_points<4, SH>(layer, points, outputs, inputs, sums);
+        case 5: return sum_all_points<5, SH>(layer, points, outputs, inputs, sums);
+        case 6: return sum_all_points<6, SH>(layer, points, outputs, inputs, sums);
+        case 7: return sum_all_points<7, SH>(layer, points, outputs, inputs, sums);
+        default: return sum_all_points<8, SH>(layer, points, outputs, inputs, sums);
+    }
+}
+
+struct Tile {
+    int row, rows, column, lane;  // first output row, their number, first output column, first output lane
+};
+
+// The transformed input of one channel, `rows` input rows of it: t[point][channel][row].
+template <int TILE, int SH, int SD, bool NORM>
+void read_channel(const Layer& layer, int channel, const Tile& tile, V* t) {
+    constexpr int J = points<TILE>();
+    const int rows = input_rows<SH>(tile.rows);
+    const int64_t stride = static_cast<int64_t>(layer.in_channels) * rows;
+    const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
+    const int first_column = tile.column * layer.stride_w - 1;
+    t += static_cast<int64_t>(channel) * rows;
+    const float* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane;
+    for (int k = 0; k < rows; ++k) {
+        const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
+        for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
+            __builtin_prefetch(ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes);
+        V x[J];
+        if (h < 0 || h >= layer.in_h) {
+            for (int j = 0; j < J; ++j) t[j * stride + k] = zero();
+            continue;
+        }
+        const int64_t line = static_cast<int64_t>(h) * layer.in_row;
+        if (first_column >= 0 && first_column + J <= layer.in_w) {
+            for (int j = 0; j < J; ++j) x[j] = read.strided(line + (first_column + j) * layer.in_lanes);
+        } else {
+            for (int j = 0; j < J; ++j) {
+                const int w = first_column + j;
+                x[j] = w >= 0 && w < layer.in_w ? read.strided(line + w * layer.in_lanes) : zero();
+            }
+        }
+        transform_input<TILE>(x, t + k, stride);
+    }
+}
+
+template <int TILE, int SH, int SD>
+void convolve_item(const Layer& layer, int item, float* scratch) {
+    constexpr int J = points<TILE>();
+    const int output_block = item % layer.output_blocks;
+    item /= layer.output_blocks;
+    const int lane_block = item % layer.lane_blocks;
+    item /= layer.lane_blocks;
+    const int column_block = item % layer.column_blocks;
+    const int row_block = item / layer.column_blocks;
+
+    const Range outputs(layer.out_channels, layer.output_blocks, output_block);
+    const Range lanes(layer.out_lanes / LANES, layer.lane_blocks, lane_block);
+    const Range columns(ceil_div(layer.out_w, TILE), layer.column_blocks, column_block);
+    const int count = outputs.end - outputs.first;
+    Tile tile;
+    tile.row = row_block * layer.rows;
+    tile.rows = layer.out_h - tile.row < layer.rows ? layer.out_h - tile.row : layer.rows;
+
+    V* transformed = reinterpret_cast<V*>(scratch);
+    V* products = transformed + static_cast<int64_t>(J) * layer.in_channels * input_rows<SH>(tile.rows);
+    const int64_t products_stride = static_cast<int64_t>(count) * tile.rows;
+    // Pivot, sum and sum of squares of what is above the pivot, for each output and lane.
+    const int64_t block = (static_cast<int64_t>(row_block) * layer.column_blocks + column_block) * (layer.out_lanes / LANES);
+    for (int c = columns.first; c < columns.end; ++c) {
+        tile.column = c * TILE;
+        const int width = layer.out_w - tile.column < TILE ? layer.out_w - tile.column : TILE;
+        for (int b = lanes.first; b < lanes.end; ++b) {
+            tile.lane = b * LANES;
+            for (int i = 0; i < layer.in_channels; ++i) {
+                if (layer.channels[i].scale)
+                    read_channel<TILE, SH, SD, true>(layer, i, tile, transformed);
+                else
+                    read_channel<TILE, SH, SD, false>(layer, i, tile, transformed);
+            }
+            sum_rows<SH>(tile.rows, layer, J, outputs, transformed, products);
+            for (int o = 0; o < count; ++o) {
+                float* sums = layer.sums + ((block + b) * layer.out_channels + outputs.first + o) * 3 * LANES;
+                float* out = layer.out + static_cast<int64_t>(outputs.first + o) * layer.out_plane +
+                             static_cast<int64_t>(tile.row) * layer.out_row + tile.column * layer.out_lanes + tile.lane;
+                V pivot, sum, squares;
+                if (c != columns.first) {
+                    pivot = load(sums);
+                    sum = load(sums + LANES);
+                    squares = load(sums + 2 * LANES);
+                } else {
+                    pivot = sum = squares = zero();
+                }
+                for (int r = 0; r < tile.rows; ++r) {
+                    V y[TILE];
+                    transform_output<TILE>(products + static_cast<int64_t>(o) * tile.rows + r, products_stride, y);
+                    if (c == columns.first && r == 0) pivot = y[0];
+                    for (int x = 0; x < width; ++x) {
+                        store(out + static_cast<int64_t>(x) * layer.out_lanes, y[x]);
+                        const V above = y[x] - pivot;
+                        sum += above;
+                        squares += above * above;
+                    }
+                    out += layer.out_row;
+                }
+                store(sums, pivot);
+                store(sums + LANES, sum);
+                store(sums + 2 * LANES, squares);
+            }
+        }
+    }
+}
+
+template <int TILE, int SH>
+void convolve_depth(const Layer& layer, int item, float* scratch) {
+    if (layer.stride_d == 1) return convolve_item<TILE, SH, 1>(layer, item, scratch);
+    if (layer.stride_d == 2) return convolve_item<TILE, SH, 2>(layer, item, scratch);
+    convolve_item<TILE, SH, 0>(layer, item, scratch);
+}
+
+void convolve(const Layer& layer, int item, float* scratch) {
+    const int sh = layer.stride_h <= 2 ? layer.stride_h : 3;
+    if (layer.tile == 4 && sh == 1) return convolve_depth<4, 1>(layer, item, scratch);
+    if (layer.tile == 2 && sh == 1) return convolve_depth<2, 1>(layer, item, scratch);
+    if (layer.tile == 1 && sh == 1) return convolve_depth<1, 1>(layer, item, scratch);
+    if (layer.tile == 1 && sh == 2) return convolve_depth<1, 2>(layer, item, scratch);
+    convolve_depth<1, 3>(layer, item, scratch);
+}
+
+// InstanceNorm of one output channel as scale and offset per lane, from the sums of all blocks.
+void normalize(const Layer& layer, int channel) {
+    const int lane_blocks = layer.out_lanes / LANES;
+    const int blocks = layer.row_blocks * layer.column_blocks;
+    const int tiles = ceil_div(layer.out_w, layer.tile);
+    float* scale = layer.scale + static_cast<int64_t>(channel) * layer.out_lanes;
+    float* offset = layer.offset + static_cast<int64_t>(channel) * layer.out_lanes;
+    std::memset(scale, 0, sizeof(float) * layer.out_lanes);
+    std::memset(offset, 0, sizeof(float) * layer.out_lanes);
+    for (int copy = 0; copy < layer.copies; ++copy) {
+        const double total = static_cast<double>(layer.out_h) * layer.out_w * layer.depth;
+        double mean = 0, squares = 0;
+        for (int pass = 0; pass < 2; ++pass) {
+            for (int block = 0; block < blocks; ++block) {
+                const int row = block / layer.column_blocks * layer.rows;
+                const Range columns(tiles, layer.column_blocks, block % layer.column_blocks);
+                const int rows = layer.out_h - row < layer.rows ? layer.out_h - row : layer.rows;
+                const int end = columns.end * layer.tile < layer.out_w ? columns.end * layer.tile : layer.out_w;
+                const double n = static_cast<double>(rows) * (end - columns.first * layer.tile);
+                for (int lane = copy * layer.depth; lane < (copy + 1) * layer.depth; ++lane) {
+                    const float* sums =
+                        layer.sums + ((static_cast<int64_t>(block) * lane_blocks + lane / LANES) * layer.out_channels + channel) * 3 * LANES +
+                        lane % LANES;
+                    const double above = sums[LANES] / n, local = sums[0] + above;
+                    if (pass == 0)
+                        mean += n * local / total;
+                    else
+                        squares += sums[2 * LANES] - n * above * above + n * (local - mean) * (local - mean);
+                }
+            }
+        }
+        double variance = squares / total;
+        if (variance < 0) variance = 0;
+        const double factor = layer.gamma[channel] / std::sqrt(variance + layer.epsilon);
+        for (int lane = copy * layer.depth; lane < (copy + 1) * layer.depth; ++lane) {
+            scale[lane] = static_cast<float>(factor);
+            offset[lane] = static_cast<float>(layer.beta[channel] - mean * factor);
+        }
+    }
+}
+
+// Pointwise: T taps of P positions at a time. A transposed convolution with kernel = stride has one tap for each of its
+// output voxels; taps that differ in depth alone are neighbours, so that a pair can be interleaved.
+template <int T, int P>
+void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
+    const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
+    const int64_t connections = layer.starts[layer.out_channels];
+    for (int o = outputs.first; o < outputs.end; ++o) {
+        for (int tap = 0; tap < taps; tap += T) {
+            V acc[T][P];
+            for (int t = 0; t < T; ++t)
+                for (int p = 0; p < P; ++p) acc[t][p] = zero();
+            const float* weights = layer.weights + tap * connections;
+            for (int n = layer.starts[o], end = layer.starts[o + 1]; n < end; ++n) {
+                const V* v = x + static_cast<int64_t>(layer.inputs[n]) * P;
+                const float* k = weights + static_cast<int64_t>(n) * T;
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) {
+                    const V value = v[p];
+#pragma GCC unroll 2
+                    for (int t = 0; t < T; ++t) acc[t][p] += k[t] * value;
+                }
+            }
+            for (int p = 0; p < P && p < count; ++p) {
+                for (int t = 0; t < T; ++t) {
+                    const int kd = (tap + t) % layer.stride_d, plane = (tap + t) / layer.stride_d;
+                    const int row = h * layer.stride_h + plane / layer.stride_w;
+                    const int w = (column + p) * layer.stride_w + plane % layer.stride_w;
+                    float* out = layer.out + static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
+                    if (layer.stride_d == 1) {
+                        store(out + lane, acc[t][p]);
+                    } else if (T == 2 && layer.stride_d == 2) {
+                        V low, high;
+                        interleave(acc[0][p], acc[T - 1][p], low, high);
+                        store(out + 2 * lane, low);
+                        if (2 * lane + LANES < layer.out_lanes) store(out + 2 * lane + LANES, high);
+                        break;
+                    } else {
+                        for (int l = 0; l < LANES; ++l) {
+                            const int to = (lane + l) * layer.stride_d + kd;
+                            if (to < layer.out_lanes) out[to] = acc[t][p][l];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <int P, bool NORM>
+void read_positions(const Layer& layer, int channel, int h, int column, int count, int lane, V* x) {
+    const Reader<1, NORM> read(layer.channels[channel], lane, 1, layer.slope);
+    const int64_t line = static_cast<int64_t>(h) * layer.in_row + static_cast<int64_t>(column) * layer.in_lanes;
+    for (int p = 0; p < count; ++p)
+        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
+    for (int p = count; p % P; ++p) x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = zero();
+}
+
+template <int T, int P>
+void pointwise_item(const Layer& layer, int item, float* scratch) {
+    const int output_block = item % layer.output_blocks;
+    item /= layer.output_blocks;
+    const int lane_block = item % layer.lane_blocks;
+    item /= layer.lane_blocks;
+    const int column_block = item % layer.column_blocks;
+    const int h = item / layer.column_blocks;
+    const Range outputs(layer.out_channels, layer.output_blocks, output_block);
+    const Range lanes(layer.in_lanes / LANES, layer.lane_blocks, lane_block);
+    const int column = column_block * CHUNK;
+    const int count = layer.in_w - column < CHUNK ? layer.in_w - column : CHUNK;
+    V* x = reinterpret_cast<V*>(scratch);
+    for (int b = lanes.first; b < lanes.end; ++b) {
+        for (int i = 0; i < layer.in_channels; ++i) {
+            if (layer.channels[i].scale)
+                read_positions<P, true>(layer, i, h, column, count, b * LANES, x);
+            else
+                read_positions<P, false>(layer, i, h, column, count, b * LANES, x);
+        }
+        for (int p = 0; p < count; p += P)
+            pointwise_taps<T, P>(layer, outputs, x + static_cast<int64_t>(p) * layer.in_channels, h, column + p, count - p, b * LANES);
+    }
+}
+
+void pointwise(const Layer& layer, int item, float* scratch) {
+    if (layer.group == 2)
+        pointwise_item<2, 4>(layer, item, scratch);
+    else
+        pointwise_item<1, 8>(layer, item, scratch);
+}
+
+template <int SD, bool NORM>
+void pool_row(const Layer& layer, int channel, int row) {
+    float* out = layer.out + static_cast<int64_t>(channel) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row;
+    for (int w = 0; w < layer.out_w; ++w) {
+        for (int lane = 0; lane < layer.out_lanes; lane += LANES) {
+            const Reader<SD, NORM> read(layer.channels[channel], lane, layer.stride_d, layer.slope);
+            V best = zero();
+            for (int kh = 0; kh < layer.stride_h; ++kh)
+                for (int kw = 0; kw < layer.stride_w; ++kw) {
+                    const int64_t line = static_cast<int64_t>(row * layer.stride_h + kh) * layer.in_row;
+                    const V v = read.pooled(line + (w * layer.stride_w + kw) * layer.in_lanes);
+                    best = kh || kw ? larger(v, best) : v;
+                }
+            store(out + static_cast<int64_t>(w) * layer.out_lanes + lane, best);
+        }
+    }
+}
+
+template <int SD>
+void pool_depth(const Layer& layer, int channel, int row) {
+    if (layer.channels[channel].scale)
+        pool_row<SD, true>(layer, channel, row);
+    else
+        pool_row<SD, false>(layer, channel, row);
+}
+
+void pool(const Layer& layer, int item) {
+    const int channel = item / layer.out_h, row = item % layer.out_h;
+    if (layer.stride_d == 1) return pool_depth<1>(layer, channel, row);
+    if (layer.stride_d == 2) return pool_depth<2>(layer, channel, row);
+    pool_depth<0>(layer, channel, row);
+}
+
+int items(const Layer& layer) {
+    if (layer.kind == 2) return layer.out_channels * layer.out_h;
+    return layer.row_blocks * layer.column_blocks * layer.lane_blocks * layer.output_blocks;
+}
+
+// All threads wait for the last one: a short spin, then sleep.
+class Barrier {
+  public:
+    explicit Barrier(int threads) : threads_(threads) {}
+    void wait() {
+        const int round = round_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            {
+                std::lock_guard<std::mutex> lock(mutex_);
+                round_.fetch_add(1, std::memory_order_release);
+            }
+            changed_.notify_all();
+            return;
+        }
+        for (int spin = 0; spin < 4000; ++spin) {
+            if (round_.load(std::memory_order_acquire) != round) return;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != round; });
+    }
+
+  private:
+    const int threads_;
+    std::atomic<int> arrived_{0}, round_{0};
+    std::mutex mutex_;
+    std::condition_variable changed_;
+};
+
+}  // namespace
+
+extern "C" {
+
+int32_t packed_lanes() { return LANES; }
+int32_t packed_layer_size() { return sizeof(Layer); }
+
+// Bytes of scratch that a thread needs for this layer.
+int64_t packed_scratch(const Layer* layer) {
+    int64_t vectors = 0;
+    if (layer->kind == 0) {
+        const int j = layer->tile == 4 ? 6 : layer->tile == 2 ? 4 : 3;
+        const int rows = layer->stride_h == 1 ? layer->rows + 2 : 3 * layer->rows;
+        vectors = static_cast<int64_t>(j) * (static_cast<int64_t>(layer->in_channels) * rows +
+                                             static_cast<int64_t>(layer->out_channels) * layer->rows);
+    } else if (layer->kind == 1) {
+        vectors = static_cast<int64_t>(layer->in_channels) * CHUNK;
+    }
+    return vectors * static_cast<int64_t>(sizeof(V));
+}
+
+// Runs the layers in order on `threads` threads; `scratch` holds `scratch_bytes` for each, aligned to 64.
+void packed_run(const Layer* layers, int32_t count, int32_t threads, char* scratch, int64_t scratch_bytes) {
+    std::vector<std::atomic<int>> next(2 * static_cast<size_t>(count));
+    for (auto& n : next) n.store(0, std::memory_order_relaxed);
+    std::vector<std::thread> team;
+    std::atomic<int> size{0};  // 0 until the team is complete: the system may refuse threads
+    Barrier* barrier = nullptr;
+
+    auto work = [&](int index) {
+        float* mine = reinterpret_cast<float*>(scratch + index * scratch_bytes);
+        for (int l = 0; l < count; ++l) {
+            const Layer& layer = layers[l];
+            const int total = items(layer);
+            for (int item; (item = next[2 * l].fetch_add(1, std::memory_order_relaxed)) < total;) {
+                if (layer.kind == 0)
+                    convolve(layer, item, mine);
+                else if (layer.kind == 1)
+                    pointwise(layer, item, mine);
+                else
+                    pool(layer, item);
+            }
+            barrier->wait();
+            if (layer.kind != 0) continue;
+            for (int c; (c = next[2 * l + 1].fetch_add(1, std::memory_order_relaxed)) < layer.out_channels;)
+                normalize(layer, c);
+            barrier->wait();
+        }
+    };
+    std::mutex gate;
+    std::condition_variable opened;
+    auto member = [&](int index) {
+        {
+            std::unique_lock<std::mutex> lock(gate);
+            opened.wait(lock, [&] { return size.load() != 0; });
+        }
+        work(index);
+    };
+    try {
+        for (int t = 1; t < threads; ++t) team.emplace_back(member, t);
+    } catch (const std::system_error&) {
+    }
+    Barrier shared(static_cast<int>(team.size()) + 1);
+    barrier = &shared;
+    {
+        std::lock_guard<std::mutex> lock(gate);
+        size.store(static_cast<int>(team.size()) + 1);
+    }
+    opened.notify_all();
+    work(0);
+    for (auto& thread : team) thread.join();
+}
+}

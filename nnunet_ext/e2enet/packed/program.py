@@ -1,0 +1,353 @@
+"""A network and an input size as a list of layers for the engine: volumes in one arena, weights in compressed rows."""
+
+import ctypes
+import math
+import mmap
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.e2enet.masked import Connections, KernelMask
+from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
+
+CONVOLUTION, POINTWISE, POOLING = range(3)
+NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, which the layers that read a volume apply
+ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
+CHUNK = 32
+CACHE_LINE = 16  # floats
+ITEMS_PER_THREAD = 4
+# Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
+TRANSFORMS: dict[int, list[list[float]]] = {
+    1: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+}
+
+
+@dataclass
+class Volume:
+    """Channels `[C, H, W, lanes]` at `start` (floats into the arena); `normed`: where scale and offset stand."""
+
+    start: int
+    channels: int
+    height: int
+    width: int
+    depth: int
+    lanes: int
+    row: int  # floats from a row to the next
+    plane: int  # and from a channel to the next
+    normed: tuple[int, int] | None = None
+
+
+class Weights:
+    """The network's weights as the engine reads them; for one state of the network."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def of_convolution(self, conv: nn.Module, axis: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights `[points, active, 3]`) of a convolution whose kernel is 1 along `axis`."""
+        if (conv, tile) not in self._made:
+            rows = connections(conv)
+            kernels = rows.kernels.double().squeeze(axis + 1)  # [active, 3, 3]
+            points = torch.tensor(TRANSFORMS[tile], dtype=torch.float64)
+            weights = torch.einsum("nhw,jw->jnh", kernels, points)
+            self._made[conv, tile] = _ready(rows, weights)
+        return self._made[conv, tile]
+
+    def of_taps(self, conv: nn.Module, axis: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest."""
+        if conv not in self._made:
+            rows = connections(conv)
+            kernels = rows.kernels.movedim(axis + 1, -1)
+            taps = kernels[0].numel() if len(kernels) else math.prod(kernels.shape[1:])
+            weights = kernels.reshape(len(kernels), taps // group, group).transpose(0, 1)
+            self._made[conv] = _ready(rows, weights)
+        return self._made[conv]
+
+
+def connections(conv: Any) -> Connections:
+    """The rows of a convolution, masked or dense."""
+    if isinstance(conv, KernelMask):
+        return conv.active_connections()
+    weight = conv.weight.detach()
+    if isinstance(conv, nn.ConvTranspose3d):
+        weight = weight.transpose(0, 1)
+    outputs, inputs = weight.shape[:2]
+    starts = torch.arange(outputs + 1) * inputs
+    return Connections(starts, torch.arange(inputs).repeat(outputs), weight.reshape(-1, *weight.shape[2:]))
+
+
+def _ready(rows: Connections, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.starts.int().contiguous(), rows.inputs.int().contiguous(), weights.float().contiguous()
+
+
+class Arena:
+    """Floats for everything that a run writes. A volume that was given back is used again for one of its size."""
+
+    def __init__(self, margin: int) -> None:
+        self.margin = margin  # before and after each volume, so that shifted reads stay inside
+        self._size = 0
+        self._free: dict[int, list[int]] = defaultdict(list)
+
+    def take(self, floats: int, whole_run: bool = False) -> int:
+        """Start of `floats` floats, a multiple of 16. `whole_run`: never what a volume had before."""
+        if self._free[floats] and not whole_run:
+            return self._free[floats].pop()
+        start = self._size + self.margin
+        self._size = _up(start + floats + self.margin, 16)
+        return start
+
+    def give_back(self, start: int, floats: int) -> None:
+        """The floats may be used again."""
+        self._free[floats].append(start)
+
+    def allocate(self) -> Tensor:
+        """The memory itself, in huge pages where the system has them; zeros."""
+        size = max(4 * self._size, mmap.PAGESIZE)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.float32)
+
+
+class Program:
+    """The layers of one network for inputs `[B, C, *size]`, where `size` is a multiple of the total strides."""
+
+    def __init__(self, network: Any, weights: Weights, batch: int, size: Sequence[int], threads: int) -> None:
+        self.weights, self.batch, self.threads = weights, batch, threads
+        block = network.backbone[0][0]
+        self.axis = block.shift_axis
+        self.vector = instruction_set()[0]
+        self.strides = [self._ordered(stride) for stride in network.strides]
+        shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
+        deepest = max(stride[0] for stride in self.strides)
+        self.arena = Arena(_up(shift + (deepest + 1) * self.vector, 16))
+        self._layers: list[tuple[dict[str, Any], list[Volume], list[tuple[int, int]], Any]] = []
+        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._sums = 0
+        depth, height, width = self._ordered(size)
+        self.input = self._volume(network.input_channels, height, width, depth)
+        self.output = self._network(network)
+        self._finish()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x [B, C, *size]` -> logits `[B, K, *size]`, a new tensor."""
+        self._view(self.input).copy_(x)
+        engine().packed_run(
+            self._structures, len(self._structures), self.threads, self._scratch_pointer, self._scratch_bytes
+        )
+        return self._view(self.output).clone(memory_format=torch.contiguous_format)
+
+    def _ordered(self, axes: Sequence[int]) -> tuple[int, int, int]:
+        """(depth, height, width) of the engine: the axis of the shift first, the others in order."""
+        rest = [n for k, n in enumerate(axes) if k != self.axis]
+        return axes[self.axis], rest[0], rest[1]
+
+    def _view(self, v: Volume) -> Tensor:
+        """The volume as `[B, C, *spatial axes of the network]`."""
+        sizes = (v.channels, v.height, v.width, self.batch, v.depth)
+        strides = (v.plane, v.row, v.lanes, v.depth, 1)
+        spatial = [1, 2]
+        spatial.insert(self.axis, 4)
+        return self._memory.as_strided(sizes, strides, v.start).permute(3, 0, *spatial)
+
+    # the network as layers
+
+    def _network(self, network: Any) -> Volume:
+        x, features = self.input, []
+        for stage, stride in zip(network.backbone, self.strides, strict=True):
+            first = self._block(stage[0], [x], stride)
+            x = self._block(stage[1], [first], (1, 1, 1))
+            self._release(first)
+            features.append(x)
+        for stage in network.fusion:
+            before = features
+            features = [
+                self._node(node, before[level], before[level + 1], before[level - 1] if level else None)
+                for level, node in enumerate(stage)
+            ]
+            for volume in before:
+                self._release(volume)
+        head = network.heads.seg_layers[0]
+        return self._pointwise(head, features[0], (1, 1, 1))
+
+    def _node(self, node: Any, forward: Volume, below: Volume, above: Volume | None) -> Volume:
+        sources = [forward, self._pointwise(node.up, below, self._ordered(node.up.stride))]
+        if above is not None:
+            sources.append(self._pool(above, self._ordered(node.down.stride)))
+        x = self._block(node.convs[0], sources, (1, 1, 1))
+        for source in sources[1:]:
+            self._release(source)
+        if len(node.convs) == 2:
+            first, x = x, self._block(node.convs[1], [x], (1, 1, 1))
+            self._release(first)
+        return x
+
+    def _block(self, block: Any, sources: list[Volume], stride: Sequence[int]) -> Volume:
+        source = sources[0]
+        depth, height, width = (
+            n // s for n, s in zip((source.depth, source.height, source.width), stride, strict=True)
+        )
+        conv = block.conv
+        out = self._volume(conv.out_channels, height, width, depth)
+        out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
+        tile = 1
+        if stride[1] == stride[2] == 1:
+            tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * len(TRANSFORMS[t]))
+        row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
+        blocks: Any = self._cut(row_blocks, out.lanes, math.ceil(width / tile), out.channels)
+        self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
+        fields: dict[str, Any] = {
+            "kind": CONVOLUTION,
+            "rows": math.ceil(height / row_blocks),
+            "tile": tile,
+            "row_blocks": row_blocks,
+            **blocks,
+            "epsilon": block.norm.eps,
+            "slope": NEGATIVE_SLOPE,
+            "gamma": block.norm.weight,
+            "beta": block.norm.bias,
+        }
+        packed = self.weights.of_convolution(conv, self.axis, tile)
+        self._add(fields, sources, out, stride, packed, block.shifts)
+        return out
+
+    def _pointwise(self, conv: Any, source: Volume, stride: Sequence[int]) -> Volume:
+        depth, height, width = (n * s for n, s in zip((source.depth, source.height, source.width), stride, strict=True))
+        out = self._volume(conv.out_channels, height, width, depth)
+        # Pairs of taps share what they read; with a depth stride of 2 they are neighbours in depth.
+        group = 2 if stride[0] == 2 or (stride[0] == 1 and stride[1] * stride[2] % 2 == 0) else 1
+        columns = math.ceil(source.width / CHUNK)
+        blocks = self._cut(source.height, source.lanes, 1, out.channels, columns)
+        fields = {"kind": POINTWISE, "group": group, "row_blocks": source.height, **blocks, "slope": NEGATIVE_SLOPE}
+        self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group), [])
+        return out
+
+    def _pool(self, source: Volume, stride: Sequence[int]) -> Volume:
+        depth, height, width = (
+            n // s for n, s in zip((source.depth, source.height, source.width), stride, strict=True)
+        )
+        out = self._volume(source.channels, height, width, depth)
+        self._add({"kind": POOLING, "slope": NEGATIVE_SLOPE}, [source], out, stride, None, [])
+        return out
+
+    # bookkeeping
+
+    def _volume(self, channels: int, height: int, width: int, depth: int) -> Volume:
+        lanes = _up(self.batch * depth, self.vector)
+        # Rows that lie a power of two apart would share a few sets of the cache.
+        row = width * lanes + CACHE_LINE
+        plane = height * row + CACHE_LINE
+        return Volume(self.arena.take(channels * plane), channels, height, width, depth, lanes, row, plane)
+
+    def _release(self, volume: Volume) -> None:
+        self.arena.give_back(volume.start, volume.channels * volume.plane)
+
+    def _cut(self, row_blocks: int, lanes: int, tiles: int, outputs: int, column_blocks: int = 0) -> dict[str, int]:
+        """Blocks of lanes (two cache lines each), columns and outputs, so that there is work for every thread."""
+        wanted = ITEMS_PER_THREAD * self.threads
+        lane_blocks = math.ceil(lanes / (2 * CACHE_LINE))
+        if not column_blocks:
+            column_blocks = min(tiles, math.ceil(wanted / (row_blocks * lane_blocks)))
+        items = row_blocks * lane_blocks * column_blocks
+        output_blocks = min(math.ceil(outputs / 16), math.ceil(wanted / items))
+        return {"lane_blocks": lane_blocks, "column_blocks": column_blocks, "output_blocks": output_blocks}
+
+    def _add(
+        self,
+        fields: dict[str, Any],
+        sources: list[Volume],
+        out: Volume,
+        stride: Sequence[int],
+        packed: tuple[Tensor, Tensor, Tensor] | None,
+        shifts: list[tuple[int, int]],
+    ) -> None:
+        source = sources[0]
+        names = ("stride_d", "stride_h", "stride_w")
+        fields = {
+            **fields,
+            **dict(zip(names, stride, strict=True)),
+            "in_channels": sum(s.channels for s in sources),
+            "in_h": source.height,
+            "in_w": source.width,
+            "in_lanes": source.lanes,
+            "in_row": source.row,
+            "out_row": out.row,
+            "out_plane": out.plane,
+            "out_channels": out.channels,
+            "out_h": out.height,
+            "out_w": out.width,
+            "out_lanes": out.lanes,
+            "copies": self.batch,
+            "depth": out.depth,
+        }
+        if packed is not None:
+            fields.update(zip(("starts", "inputs", "weights"), packed, strict=True))
+        self._layers.append((fields, sources, shifts, out))
+
+    def _mask(self, depth: int, shift: int) -> Tensor:
+        """All ones (int32 -1) at the lanes whose slice `d - shift` lies in the same copy; zeros beyond."""
+        if (depth, shift) not in self._masks:
+            lane = torch.arange(self.batch * depth)
+            inside = (lane % depth - shift >= 0) & (lane % depth - shift < depth)
+            mask = torch.zeros(len(lane) + 2 * self.arena.margin + 16, dtype=torch.int32)
+            mask[: len(lane)] = torch.where(inside, -1, 0)
+            self._masks[depth, shift] = mask
+        return self._masks[depth, shift]
+
+    def _finish(self) -> None:
+        """Addresses, once the size of the arena is known."""
+        sums = self.arena.take(self._sums, whole_run=True)
+        self._memory = self.arena.allocate()
+        base = self._memory.data_ptr()
+        self._kept: list[Any] = []  # what the structures point to
+        structures = []
+        for fields, sources, shifts, out in self._layers:
+            layer = Layer(out=base + 4 * out.start, sums=base + 4 * sums)
+            for name, value in fields.items():
+                if isinstance(value, Tensor):
+                    self._kept.append(value)
+                    value = value.data_ptr()
+                setattr(layer, name, value)
+            if out.normed is not None:
+                layer.scale, layer.offset = (base + 4 * start for start in out.normed)
+            channels = self._channels(base, sources, shifts)
+            self._kept.append(channels)
+            layer.channels = ctypes.addressof(channels)
+            structures.append(layer)
+        self._structures = (Layer * len(structures))(*structures)
+        scratch = max(engine().packed_scratch(ctypes.byref(layer)) for layer in self._structures)
+        self._scratch_bytes = _up(scratch, 4096)
+        self._scratch = torch.empty(self.threads * self._scratch_bytes + 64, dtype=torch.uint8)
+        self._scratch_pointer = _up(self._scratch.data_ptr(), 64)
+
+    def _channels(self, base: int, sources: list[Volume], shifts: list[tuple[int, int]]) -> Any:
+        shift_of = [shift for count, shift in shifts for _ in range(count)]
+        channels: list[Channel] = []
+        for v in sources:
+            for c in range(v.channels):
+                shift = shift_of[len(channels)] if shifts else 0
+                channel = Channel(
+                    data=base + 4 * (v.start + c * v.plane - shift),
+                    mask=self._mask(v.depth, shift).data_ptr(),
+                )
+                if v.normed is not None:
+                    channel.scale, channel.offset = (base + 4 * (n + c * v.lanes - shift) for n in v.normed)
+                channels.append(channel)
+        return (Channel * len(channels))(*channels)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
