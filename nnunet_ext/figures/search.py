@@ -19,15 +19,15 @@ def search_figure(runs: Mapping[str, Rows], joint_from: float | None = None) -> 
         runs: name -> rows with epoch, L_alpha, L_eta, L_tp, memory_ratio, sigma, G, and dice and discrete_dice or None.
         joint_from: the epoch in which the architecture began to move, drawn as a dotted line.
     """
-    figure = Figure(figsize=(12.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(12.6, 3.5), layout="constrained")
     axes = figure.subplots(1, 4)
     for rows in runs.values():
         _losses(axes[0], rows)
-        _line(axes[1], rows, "memory_ratio", BLUE, "expected by the logits")
+        _line(axes[1], rows, "memory_ratio", BLUE, "expected")
         axes[1].axhline(rows[-1]["sigma"], color=GREY, linestyle="--", linewidth=1.2, label="budget sigma")
-        _line(axes[2], rows, "G", ORANGE, "edges changed to be feasible")
-        _line(axes[3], rows, "dice", GREEN, "supernet (continuous)")
-        _line(axes[3], rows, "discrete_dice", ORANGE, "its code alone (discrete)")
+        _line(axes[2], rows, "G", ORANGE, "changed to be feasible")
+        _line(axes[3], rows, "dice", GREEN, "supernet")
+        _line(axes[3], rows, "discrete_dice", ORANGE, "its code alone")
     for ax, label in zip(
         axes, ("loss / its value at the start", "memory ratio", "gap G [edges]", "pseudo Dice"), strict=True
     ):
@@ -39,10 +39,12 @@ def search_figure(runs: Mapping[str, Rows], joint_from: float | None = None) -> 
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=9)
         if joint_from is not None:
-            ax.axvline(joint_from, color=GREY, linestyle=":", linewidth=1.2, label="architecture moves")
+            moves = "architecture moves" if ax is axes[0] else None
+            ax.axvline(joint_from, color=GREY, linestyle=":", linewidth=1.2, label=moves)
         handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # one entry for all runs
         if handles:
-            ax.legend(handles.values(), handles.keys(), fontsize=8, framealpha=0.7, edgecolor="none")
+            above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+            ax.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, ncols=2, **above)
     axes[1].set_ylim(0, 1)
     return figure
 

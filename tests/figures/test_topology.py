@@ -72,7 +72,7 @@ def test_search_curves_show_what_the_rows_say():
     assert len(figure.axes) == 4
     lines = {line.get_label(): list(line.get_ydata()) for ax in figure.axes for line in ax.get_lines()}
     assert lines["L_tp"] == [1, 0.5, 1 / 3, 0.25]
-    assert lines["expected by the logits"] == [row["memory_ratio"] for row in rows]
+    assert lines["expected"] == [row["memory_ratio"] for row in rows]
     assert lines["budget sigma"] == [0.2, 0.2]
-    assert lines["edges changed to be feasible"] == [3, 2, 1, 0]
-    assert lines["its code alone (discrete)"] == [0.05, 0.05]
+    assert lines["changed to be feasible"] == [3, 2, 1, 0]
+    assert lines["its code alone"] == [0.05, 0.05]
