@@ -46,9 +46,10 @@ class Head(nn.Module):
         x: Tensor | None = None
         for scale in reversed(range(self.outputs[-1] + 1)):
             node = nodes.get(scale)
-            total = node if x is None else x if node is None else x + node
-            assert total is not None, "the coarsest node of the last layer is active"
-            x = self.ups[str(scale)](total)
+            if node is not None:
+                x = node if x is None else x + node
+            if x is not None:  # else the supernet computes a code that ends at finer scales only
+                x = self.ups[str(scale)](x)
         assert x is not None
         return self.seg_layers[0](self.norm(self.conv(F.relu(x))))
 

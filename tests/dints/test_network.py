@@ -5,13 +5,15 @@ import torch
 from dints.small import CUBES, random_code
 
 from nnunet_ext.complexity import complexity_report
-from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
 from nnunet_ext.dints.costs import cost_report, search_cost_report
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, arch_kwargs_from_strides
 from nnunet_ext.errors import ConfigurationError
 
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
 SMALL = {"strides": CUBES, "base_features": 3, "num_layers": 3, "num_depths": 3}
+ENDS_AT_THE_FINEST_SCALE = ArchitectureCode.of([[0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]],
+                                               [[2] * 7] * 3)  # fmt: skip
 
 
 def image(*size, channels=1, seed=0):
@@ -61,10 +63,11 @@ def test_in_2d_the_pseudo_3d_operations_are_the_convolution():
     assert network.code.active == CVPR_CODE.active
 
 
-def test_every_parameter_of_the_published_code_has_a_gradient():
-    network = DiNTSNet(1, 2, **{**arch_kwargs_from_strides(CUBES), "base_features": 2})
-    assert network.code == CVPR_CODE
-    network(image(32, 32, 32)).square().mean().backward()
+@pytest.mark.parametrize("code", [CVPR_CODE, ENDS_AT_THE_FINEST_SCALE, *(random_code(seed=s) for s in range(3))])
+def test_every_parameter_of_a_code_has_a_gradient(code):
+    network = DiNTSNet(1, 2, **{**arch_kwargs_from_strides(CUBES), **code.settings(), "base_features": 2})
+    assert network.code == code
+    network(image(32, 32, 16)).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
@@ -114,8 +117,8 @@ def test_an_architecture_step_keeps_no_feature_map_for_the_weighted_sums():
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_the_supernet_with_a_fixed_code_is_the_discrete_network():
-    code = random_code(3, layers=3)
+@pytest.mark.parametrize("code", [random_code(3, layers=3), random_code(3, layers=3, seed=1), ENDS_AT_THE_FINEST_SCALE])
+def test_the_supernet_with_a_fixed_code_is_the_discrete_network(code):
     supernet = DiNTSSearchNet(1, 2, **SMALL).eval()
     discrete = DiNTSNet(1, 2, strides=CUBES, base_features=3, **code.settings()).eval()
     discrete.load_state_dict({key: supernet.state_dict()[key] for key in discrete.state_dict()})
