@@ -51,7 +51,7 @@ class DiNTSTrainer(ExtTrainer):
         return options
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """SGD, with nnU-Net's scheduler for 'poly'; 'steps' sets the rate before each step instead."""
+        """SGD, with nnU-Net's scheduler for 'poly'; for 'steps' the trainer sets the rate before each step."""
         optimizer = torch.optim.SGD(
             self.network.parameters(),
             self.initial_lr,
@@ -59,6 +59,8 @@ class DiNTSTrainer(ExtTrainer):
             momentum=self.options.momentum,
             nesterov=self.options.nesterov,
         )
+        if self.options.schedule == "steps":
+            return optimizer, NoScheduler()
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def on_initialized(self) -> None:
@@ -76,9 +78,9 @@ class DiNTSTrainer(ExtTrainer):
         )
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's; it logs the rate, so that of 'steps' is set first."""
-        super().on_train_epoch_start()
+        """nnU-Net's, which logs the rate."""
         self._set_rate()
+        super().on_train_epoch_start()
 
     def _set_rate(self) -> None:
         if self.options.schedule == "steps":
@@ -100,6 +102,13 @@ class DiNTSTrainer(ExtTrainer):
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Sets the schedule's clock."""
         self.iterations = state["iterations"]
+
+
+class NoScheduler:
+    """For rates that the trainer sets by iterations: nnU-Net asks a scheduler to step once an epoch."""
+
+    def step(self, epoch: int | None = None) -> None:
+        """Does nothing."""
 
 
 def planned_code(plans: dict[str, Any], configuration: str) -> ArchitectureCode:

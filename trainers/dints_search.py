@@ -32,6 +32,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.options import PLANS_KEY, architecture_options, refuse_unknown
 from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.trainers.dints import NoScheduler
 
 _JOINT_COST = 2.5  # seconds of a joint iteration over those of a weights-only one, until it is measured
 DISCRETE = "discrete_"  # prefix of what the discrete net scores in validation
@@ -106,7 +107,7 @@ class DiNTSSearchTrainer(ExtTrainer):
         """SGD for the weights; the logits have their own Adam."""
         weights = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(weights, self.initial_lr, momentum=0.9, weight_decay=self.weight_decay)
-        return optimizer, _NoScheduler()
+        return optimizer, NoScheduler()
 
     def on_initialized(self) -> None:
         """Makes the optimizer of the logits and the table of the memory budget."""
@@ -416,13 +417,6 @@ def plans_patch(plans: dict, configuration: str) -> list[int]:
     while "patch_size" not in values:
         values = plans["configurations"][values["inherits_from"]]
     return list(values["patch_size"])
-
-
-class _NoScheduler:
-    """nnU-Net asks a scheduler to step; the trainer sets the rate itself, by iterations."""
-
-    def step(self, epoch: int | None = None) -> None:
-        """Does nothing."""
 
 
 class _Pairs:

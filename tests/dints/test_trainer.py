@@ -118,6 +118,7 @@ class TestDiNTSTrainer(TrainerContract):
         for _ in range(3):
             self.run_epoch(trainer)
         assert rates == pytest.approx([0.025, 0.1125] + [0.2] * 3 + [0.1] * 3 + [0.05] * 3 + [0.025])
+        assert trainer.logger.get_value("lrs", step=None) == pytest.approx([rates[0], rates[4], rates[8]])
         assert trainer.optimizer.defaults["momentum"] == 0.9 and not trainer.optimizer.defaults["nesterov"]
 
     @pytest.mark.parametrize(
