@@ -10,6 +10,7 @@ the CPU's output are measured too. Needs torch and dynamic-network-architectures
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -22,6 +23,7 @@ from torch import nn
 
 from nnunet_ext.e2enet.masked import KernelMask, expand
 from nnunet_ext.e2enet.network import ConvBlock, E2ENet
+from nnunet_ext.e2enet.packed import SWITCH
 
 
 class RolledBlock(nn.Module):
@@ -114,6 +116,7 @@ def main():
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    os.environ[SWITCH] = "0"  # packed prediction has a benchmark of its own
     device = torch.device(args.device)
     strides = [[1, 1, 1]] + [[2, 2, 2]] * 5
 

@@ -57,6 +57,8 @@ def _plot(ax: Axes, x: Sequence[int], lines: Sequence[tuple[Sequence[float], str
         ax.plot(x, values, color=colour, linewidth=1.6, label=label, marker=marker)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(x) == 1:
+        ax.set_xlim(x[0] - 1, x[0] + 1)
     ax.grid(color="#e5e5e5", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=9)

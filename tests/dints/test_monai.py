@@ -33,8 +33,7 @@ def load(ours, theirs):
     ours.load_state_dict({name: weights[other] for name, other in names.items()}, strict=not logits & set(weights))
 
 
-@pytest.mark.parametrize("use_downsample", [True, False])
-@pytest.mark.parametrize("which", ["cvpr", 1, 2, 3])
+@pytest.mark.parametrize(("which", "use_downsample"), [("cvpr", True), (1, True), (2, True), (3, False)])
 def test_a_discrete_network_computes_what_monais_does(which, use_downsample):
     code = CVPR_CODE if which == "cvpr" else random_code(seed=which)
     torch.manual_seed(0)

@@ -146,8 +146,8 @@ def test_logits_of_the_architecture_start_as_in_the_paper():
 @pytest.mark.parametrize(
     ("kind", "costs", "kwargs"),
     [
-        (DiNTSNet, cost_report, {"base_features": 5}),
-        (DiNTSNet, cost_report, {"features_per_stage": [3, 4, 7, 9, 11, 13, 2]}),
+        (DiNTSNet, cost_report, {"base_features": 5, **random_code(layers=4).settings()}),
+        (DiNTSNet, cost_report, {"features_per_stage": [3, 4, 7, 9, 11, 13, 2], **random_code(layers=3).settings()}),
         (DiNTSNet, cost_report, {"base_features": 4, **random_code(5, layers=3).settings()}),
         (DiNTSSearchNet, search_cost_report, {"base_features": 3, "num_layers": 2, "num_depths": 5}),
     ],

@@ -291,6 +291,23 @@ def test_200_packs_leak_nothing():
     assert sizes[1] - sizes[0] < 5 * one_pack  # 200 leaks of anything would be more
 
 
+# bfloat16
+
+
+@pytest.mark.parametrize("strides, batch, size", [(ISOTROPIC, 1, (24, 32, 40)), (ANISOTROPIC, 3, (3, 33, 46))], ids=str)
+def test_volumes_in_bfloat16_cost_two_digits(strides, batch, size, monkeypatch, capsys):
+    network, x = build(strides=strides), torch.randn(batch, 1, *size)
+    exact = with_torch(copy.deepcopy(network).double(), x.double())
+    whole = with_engine(network, x)
+    monkeypatch.setenv(packed.SWITCH, "bf16")
+    half = with_engine(network, x)
+    assert "volumes in bfloat16" in capsys.readouterr().out
+    # 8 bits of mantissa, rounded once a layer: about 1 % of the logits' size, and not what float32 gives
+    assert 1e-4 < (half - exact).norm() / exact.norm() < 0.03
+    monkeypatch.setenv(packed.SWITCH, "1")
+    assert torch.equal(with_engine(network, x), whole)
+
+
 # where torch runs
 
 
@@ -309,7 +326,7 @@ def test_gradients_training_lists_and_half_precision_stay_with_torch():
     assert not packed._packs
 
 
-@pytest.mark.parametrize("value, reason", [("0", "nnUNet_ext_packed=0"), ("yes", "neither 0 nor 1")])
+@pytest.mark.parametrize("value, reason", [("0", "nnUNet_ext_packed=0"), ("yes", "none of 0, 1 and bf16")])
 def test_the_switch(value, reason, monkeypatch, capsys):
     monkeypatch.setenv(packed.SWITCH, value)
     network, x = build(), torch.randn(1, 1, 16, 16, 16)

@@ -44,13 +44,14 @@ def packed_logits(network: Any, x: Tensor) -> Tensor | None:
     reason = _reason_against(network)
     if reason is None:
         try:
-            engine()
+            engine(_stored_bytes())
         except PackedUnavailable as error:
             reason = str(error)
     if reason is not None:
         _say(f"E2ENet predicts with torch's dense convolutions: {reason}.")
         return None
-    _say(f"E2ENet predicts with packed sparse convolutions ({SWITCH}=0 switches them off).")
+    stored = ", volumes in bfloat16" if _stored_bytes() == 2 else ""
+    _say(f"E2ENet predicts with packed sparse convolutions{stored} ({SWITCH}=0 switches them off).")
     with _lock:
         return _program(network, x)(x)
 
@@ -79,14 +80,18 @@ def _reason_against(network: Any) -> str | None:
     switch = os.environ.get(SWITCH, "1")
     if switch == "0":
         return f"{SWITCH}=0"
-    if switch != "1":
-        return f"{SWITCH}={switch} is neither 0 nor 1"
+    if switch not in ("1", "bf16"):
+        return f"{SWITCH}={switch} is none of 0, 1 and bf16"
     kernels = {tuple(block.conv.kernel_size) for block in network.modules() if hasattr(block, "shifts")}
     if len(kernels) > 1 or (3, 3, 3) in kernels:
         return "kernels of 3x3x3 are not packed"
     if any(t.is_inference() for t in network.parameters()):
         return "weights made in inference mode do not tell when they change"
     return None
+
+
+def _stored_bytes() -> int:
+    return 2 if os.environ.get(SWITCH) == "bf16" else 4
 
 
 def _say(line: str) -> None:
@@ -102,10 +107,10 @@ def _program(network: Any, x: Tensor) -> Program:
     if pack is None or pack.state != state:
         release(network)
         pack = _packs[network] = _Pack(state)
-    size = (*x.shape, torch.get_num_threads())
+    size = (*x.shape, torch.get_num_threads(), _stored_bytes())
     if pack.size != size:
         pack.program = None  # its memory first
-        pack.program = Program(network, pack.weights, len(x), x.shape[2:], torch.get_num_threads())
+        pack.program = Program(network, pack.weights, len(x), x.shape[2:], torch.get_num_threads(), _stored_bytes())
         pack.size = size
     assert pack.program is not None
     return pack.program

@@ -3,7 +3,8 @@
 // A layer reads the raw output of the layers before it and applies their InstanceNorm and LeakyReLU on load; its own
 // sums are collected while it writes. Convolutions are sums over the rows of active connections, kernels (1,3,3), with
 // 1-D Winograd transforms along W (Lavin and Gray, arXiv 1509.09308, F(4,3) and F(2,3)).
-// Compiled with -DLANES=16, 8 or 4 floats a vector; needs no header but the standard library's.
+// Compiled with -DLANES=16, 8 or 4 floats a vector, and with -DBFLOAT16 for volumes stored in bfloat16 (sums, scales and
+// logits stay float); needs no header but the standard library's.
 
 #include <atomic>
 #include <cmath>
@@ -23,6 +24,12 @@ typedef float V __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedV __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t UnalignedI __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#ifdef BFLOAT16
+typedef uint16_t Stored;
+typedef uint16_t UnalignedStored __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#else
+typedef float Stored;
+#endif
 
 namespace {
 
@@ -32,8 +39,27 @@ constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
 inline V zero() { return V{}; }
-inline V leaky(V v, float slope) { return v > 0.0f ? v : v * slope; }
-inline V larger(V a, V b) { return (a > b) | (a != a) ? a : b; }
+inline V larger(V a, V b) { return a > b ? a : b; }
+inline V leaky(V v, float slope) { return larger(v * slope, v); }  // for slopes up to 1; NaN stays NaN
+
+#ifdef BFLOAT16
+inline V load(const uint16_t* p) {
+    return reinterpret_cast<V>(__builtin_convertvector(*reinterpret_cast<const UnalignedStored*>(p), I) << 16);
+}
+inline void store(uint16_t* p, V v) {  // rounds to nearest even; NaN keeps a bit of its payload
+    const I bits = reinterpret_cast<I>(v);
+    const I rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const I kept = v == v ? rounded : (bits >> 16) | 64;
+    *reinterpret_cast<UnalignedStored*>(p) = __builtin_convertvector(kept & 0xffff, UnalignedStored);
+}
+inline float as_float(uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+#endif
+inline float as_float(float x) { return x; }
 
 // a0 b0 a1 b1 ... in two vectors, and back.
 inline void interleave(V a, V b, V& low, V& high) {
@@ -66,7 +92,7 @@ inline void deinterleave(V low, V high, V& a, V& b) {
 // One input channel. The depth shift is already in the pointers: lane p of the shifted channel is data[p], and counts
 // where mask[p] is all ones. scale and offset (per lane) are null where nothing was normalised.
 struct Channel {
-    const float* data;
+    const Stored* data;
     const float* scale;
     const float* offset;
     const int32_t* mask;
@@ -82,11 +108,12 @@ struct Layer {
     int32_t rows, tile;         // convolution: output rows and columns of a block
     int32_t row_blocks, column_blocks, lane_blocks, output_blocks;  // how the work is cut into items
     int32_t group;              // kernel taps computed together (pointwise)
+    int32_t logits;             // the output is float in any case
     const Channel* channels;
     const int32_t* starts;      // compressed rows of active connections
     const int32_t* inputs;
     const float* weights;
-    float* out;
+    void* out;
     const float* gamma;
     const float* beta;
     float* scale;               // of the output, per channel and lane
@@ -97,6 +124,22 @@ struct Layer {
 
 namespace {
 
+inline void put(const Layer& layer, int64_t at, V v) {
+    if (sizeof(Stored) == sizeof(float) || layer.logits)
+        store(static_cast<float*>(layer.out) + at, v);
+    else
+        store(static_cast<Stored*>(layer.out) + at, v);
+}
+inline void put_one(const Layer& layer, int64_t at, float x) {
+    V v = zero();
+    v[0] = x;
+    Stored stored[LANES];
+    store(stored, v);
+    if (layer.logits)
+        static_cast<float*>(layer.out)[at] = x;
+    else
+        static_cast<Stored*>(layer.out)[at] = stored[0];
+}
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Lane block `block` of the part `part` of `parts` parts of `total`.
@@ -125,7 +168,7 @@ struct Reader {
             }
         }
     }
-    V part(const float* p, int k) const {
+    V part(const Stored* p, int k) const {
         V v = load(p + k * LANES);
         if (NORM) v = leaky(v * scale[k] + offset[k], slope);
         return reinterpret_cast<V>(reinterpret_cast<I>(v) & mask[k]);
@@ -135,7 +178,7 @@ struct Reader {
         for (int l = 0; l < LANES; ++l) {
             const int p = first + l * step;
             if (!channel.mask[p]) continue;
-            float x = channel.data[voxel + p];
+            float x = as_float(channel.data[voxel + p]);
             if (NORM) {
                 x = x * channel.scale[p] + channel.offset[p];
                 x = x > 0 ? x : x * slope;
@@ -145,7 +188,7 @@ struct Reader {
         return v;
     }
     V strided(int64_t voxel) const {
-        const float* p = channel.data + voxel + lane;
+        const Stored* p = channel.data + voxel + lane;
         if (SD == 1) return part(p, 0);
         if (SD == 2) {
             V even, odd;
@@ -155,7 +198,7 @@ struct Reader {
         return single(voxel, lane);
     }
     V pooled(int64_t voxel) const {  // the largest of each `step` neighbouring lanes
-        const float* p = channel.data + voxel + lane;
+        const Stored* p = channel.data + voxel + lane;
         if (SD == 1) return part(p, 0);
         if (SD == 2) {
             V even, odd;
@@ -294,7 +337,7 @@ void read_channel(const Layer& layer, int channel, const Tile& tile, V* t) {
     const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
     const int first_column = tile.column * layer.stride_w - 1;
     t += static_cast<int64_t>(channel) * rows;
-    const float* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane;
+    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane;
     for (int k = 0; k < rows; ++k) {
         const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
         for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
@@ -354,7 +397,7 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
             sum_rows<SH>(tile.rows, layer, J, outputs, transformed, products);
             for (int o = 0; o < count; ++o) {
                 float* sums = layer.sums + ((block + b) * layer.out_channels + outputs.first + o) * 3 * LANES;
-                float* out = layer.out + static_cast<int64_t>(outputs.first + o) * layer.out_plane +
+                int64_t out = static_cast<int64_t>(outputs.first + o) * layer.out_plane +
                              static_cast<int64_t>(tile.row) * layer.out_row + tile.column * layer.out_lanes + tile.lane;
                 V pivot, sum, squares;
                 if (c != columns.first) {
@@ -369,7 +412,7 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
                     transform_output<TILE>(products + static_cast<int64_t>(o) * tile.rows + r, products_stride, y);
                     if (c == columns.first && r == 0) pivot = y[0];
                     for (int x = 0; x < width; ++x) {
-                        store(out + static_cast<int64_t>(x) * layer.out_lanes, y[x]);
+                        put(layer, out + static_cast<int64_t>(x) * layer.out_lanes, y[x]);
                         const V above = y[x] - pivot;
                         sum += above;
                         squares += above * above;
@@ -468,19 +511,19 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                     const int kd = (tap + t) % layer.stride_d, plane = (tap + t) / layer.stride_d;
                     const int row = h * layer.stride_h + plane / layer.stride_w;
                     const int w = (column + p) * layer.stride_w + plane % layer.stride_w;
-                    float* out = layer.out + static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
+                    const int64_t out = static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
                     if (layer.stride_d == 1) {
-                        store(out + lane, acc[t][p]);
+                        put(layer, out + lane, acc[t][p]);
                     } else if (T == 2 && layer.stride_d == 2) {
                         V low, high;
                         interleave(acc[0][p], acc[T - 1][p], low, high);
-                        store(out + 2 * lane, low);
-                        if (2 * lane + LANES < layer.out_lanes) store(out + 2 * lane + LANES, high);
+                        put(layer, out + 2 * lane, low);
+                        if (2 * lane + LANES < layer.out_lanes) put(layer, out + 2 * lane + LANES, high);
                         break;
                     } else {
                         for (int l = 0; l < LANES; ++l) {
                             const int to = (lane + l) * layer.stride_d + kd;
-                            if (to < layer.out_lanes) out[to] = acc[t][p][l];
+                            if (to < layer.out_lanes) put_one(layer, out + to, acc[t][p][l]);
                         }
                     }
                 }
@@ -532,7 +575,7 @@ void pointwise(const Layer& layer, int item, float* scratch) {
 
 template <int SD, bool NORM>
 void pool_row(const Layer& layer, int channel, int row) {
-    float* out = layer.out + static_cast<int64_t>(channel) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row;
+    const int64_t out = static_cast<int64_t>(channel) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row;
     for (int w = 0; w < layer.out_w; ++w) {
         for (int lane = 0; lane < layer.out_lanes; lane += LANES) {
             const Reader<SD, NORM> read(layer.channels[channel], lane, layer.stride_d, layer.slope);
@@ -543,7 +586,7 @@ void pool_row(const Layer& layer, int channel, int row) {
                     const V v = read.pooled(line + (w * layer.stride_w + kw) * layer.in_lanes);
                     best = kh || kw ? larger(v, best) : v;
                 }
-            store(out + static_cast<int64_t>(w) * layer.out_lanes + lane, best);
+            put(layer, out + static_cast<int64_t>(w) * layer.out_lanes + lane, best);
         }
     }
 }
@@ -606,6 +649,7 @@ extern "C" {
 
 int32_t packed_lanes() { return LANES; }
 int32_t packed_layer_size() { return sizeof(Layer); }
+int32_t packed_stored_size() { return sizeof(Stored); }
 
 // Bytes of scratch that a thread needs for this layer.
 int64_t packed_scratch(const Layer* layer) {

@@ -58,7 +58,7 @@ class Layer(ctypes.Structure):
                     "stride_w",
                 ),
                 *("copies", "depth", "rows", "tile"),
-                *("row_blocks", "column_blocks", "lane_blocks", "output_blocks", "group"),
+                *("row_blocks", "column_blocks", "lane_blocks", "output_blocks", "group", "logits"),
             )
         ),
         *(
@@ -74,14 +74,14 @@ class Layer(ctypes.Structure):
 
 
 @functools.cache
-def engine() -> ctypes.CDLL:
-    """The engine for this processor, compiled where it is not in the cache.
+def engine(stored_bytes: int = 4) -> ctypes.CDLL:
+    """The engine for this processor, compiled where it is not in the cache; volumes in float32 or, 2 bytes, bfloat16.
 
     Raises:
         PackedUnavailable: no compiler, a compiler that fails, or a processor that the engine does not know.
     """
     lanes, flags = instruction_set()
-    command = [compiler(), *FLAGS, *flags, f"-DLANES={lanes}"]
+    command = [compiler(), *FLAGS, *flags, f"-DLANES={lanes}", *(["-DBFLOAT16"] if stored_bytes == 2 else [])]
     with compiled(command) as path:
         try:
             library = ctypes.CDLL(str(path))
@@ -98,7 +98,8 @@ def engine() -> ctypes.CDLL:
         ctypes.c_int64,
     ]
     library.packed_run.restype = None
-    if library.packed_lanes() != lanes or library.packed_layer_size() != ctypes.sizeof(Layer):
+    found = library.packed_lanes(), library.packed_stored_size(), library.packed_layer_size()
+    if found != (lanes, stored_bytes, ctypes.sizeof(Layer)):
         raise PackedUnavailable("the compiled library lays its data out in another way than this Python")
     return library
 

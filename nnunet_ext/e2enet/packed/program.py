@@ -37,7 +37,10 @@ TRANSFORMS: dict[int, list[list[float]]] = {
 
 @dataclass
 class Volume:
-    """Channels `[C, H, W, lanes]` at `start` (floats into the arena); `normed`: where scale and offset stand."""
+    """Channels `[C, H, W, lanes]` at `start` (floats into the arena); `normed`: where scale and offset stand.
+
+    `row` and `plane` count elements of `item` bytes, 4 or 2.
+    """
 
     start: int
     channels: int
@@ -45,8 +48,9 @@ class Volume:
     width: int
     depth: int
     lanes: int
-    row: int  # floats from a row to the next
-    plane: int  # and from a channel to the next
+    row: int  # from a row to the next
+    plane: int  # from a channel to the next
+    item: int
     normed: tuple[int, int] | None = None
 
 
@@ -125,8 +129,10 @@ class Arena:
 class Program:
     """The layers of one network for inputs `[B, C, *size]`, where `size` is a multiple of the total strides."""
 
-    def __init__(self, network: Any, weights: Weights, batch: int, size: Sequence[int], threads: int) -> None:
-        self.weights, self.batch, self.threads = weights, batch, threads
+    def __init__(
+        self, network: Any, weights: Weights, batch: int, size: Sequence[int], threads: int, item: int = 4
+    ) -> None:
+        self.weights, self.batch, self.threads, self.item = weights, batch, threads, item
         block = network.backbone[0][0]
         self.axis = block.shift_axis
         self.vector = instruction_set()[0]
@@ -145,7 +151,7 @@ class Program:
     def __call__(self, x: Tensor) -> Tensor:
         """`x [B, C, *size]` -> logits `[B, K, *size]`, a new tensor."""
         self._view(self.input).copy_(x)
-        engine().packed_run(
+        engine(self.item).packed_run(
             self._structures, len(self._structures), self.threads, self._scratch_pointer, self._scratch_bytes
         )
         return self._view(self.output).clone(memory_format=torch.contiguous_format)
@@ -161,7 +167,8 @@ class Program:
         strides = (v.plane, v.row, v.lanes, v.depth, 1)
         spatial = [1, 2]
         spatial.insert(self.axis, 4)
-        return self._memory.as_strided(sizes, strides, v.start).permute(3, 0, *spatial)
+        memory = self._memory if v.item == 4 else self._memory.view(torch.bfloat16)
+        return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(3, 0, *spatial)
 
     # the network as layers
 
@@ -181,7 +188,7 @@ class Program:
             for volume in before:
                 self._release(volume)
         head = network.heads.seg_layers[0]
-        return self._pointwise(head, features[0], (1, 1, 1))
+        return self._pointwise(head, features[0], (1, 1, 1), logits=True)
 
     def _node(self, node: Any, forward: Volume, below: Volume, above: Volume | None) -> Volume:
         sources = [forward, self._pointwise(node.up, below, self._ordered(node.up.stride))]
@@ -224,14 +231,21 @@ class Program:
         self._add(fields, sources, out, stride, packed, block.shifts)
         return out
 
-    def _pointwise(self, conv: Any, source: Volume, stride: Sequence[int]) -> Volume:
+    def _pointwise(self, conv: Any, source: Volume, stride: Sequence[int], logits: bool = False) -> Volume:
         depth, height, width = (n * s for n, s in zip((source.depth, source.height, source.width), stride, strict=True))
-        out = self._volume(conv.out_channels, height, width, depth)
+        out = self._volume(conv.out_channels, height, width, depth, 4 if logits else self.item)
         # Pairs of taps share what they read; with a depth stride of 2 they are neighbours in depth.
         group = 2 if stride[0] == 2 or (stride[0] == 1 and stride[1] * stride[2] % 2 == 0) else 1
         columns = math.ceil(source.width / CHUNK)
         blocks = self._cut(source.height, source.lanes, 1, out.channels, columns)
-        fields = {"kind": POINTWISE, "group": group, "row_blocks": source.height, **blocks, "slope": NEGATIVE_SLOPE}
+        fields = {
+            "kind": POINTWISE,
+            "group": group,
+            "row_blocks": source.height,
+            **blocks,
+            "slope": NEGATIVE_SLOPE,
+            "logits": int(logits),
+        }
         self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group), [])
         return out
 
@@ -245,15 +259,17 @@ class Program:
 
     # bookkeeping
 
-    def _volume(self, channels: int, height: int, width: int, depth: int) -> Volume:
+    def _volume(self, channels: int, height: int, width: int, depth: int, item: int = 0) -> Volume:
+        item = item or self.item
         lanes = _up(self.batch * depth, self.vector)
         # Rows that lie a power of two apart would share a few sets of the cache.
         row = width * lanes + CACHE_LINE
-        plane = height * row + CACHE_LINE
-        return Volume(self.arena.take(channels * plane), channels, height, width, depth, lanes, row, plane)
+        volume = Volume(0, channels, height, width, depth, lanes, row, height * row + CACHE_LINE, item)
+        volume.start = self.arena.take(_floats(volume))
+        return volume
 
     def _release(self, volume: Volume) -> None:
-        self.arena.give_back(volume.start, volume.channels * volume.plane)
+        self.arena.give_back(volume.start, _floats(volume))
 
     def _cut(self, row_blocks: int, lanes: int, tiles: int, outputs: int, column_blocks: int = 0) -> dict[str, int]:
         """Blocks of lanes (two cache lines each), columns and outputs, so that there is work for every thread."""
@@ -328,7 +344,7 @@ class Program:
             layer.channels = ctypes.addressof(channels)
             structures.append(layer)
         self._structures = (Layer * len(structures))(*structures)
-        scratch = max(engine().packed_scratch(ctypes.byref(layer)) for layer in self._structures)
+        scratch = max(engine(self.item).packed_scratch(ctypes.byref(layer)) for layer in self._structures)
         self._scratch_bytes = _up(scratch, 4096)
         self._scratch = torch.empty(self.threads * self._scratch_bytes + 64, dtype=torch.uint8)
         self._scratch_pointer = _up(self._scratch.data_ptr(), 64)
@@ -340,13 +356,17 @@ class Program:
             for c in range(v.channels):
                 shift = shift_of[len(channels)] if shifts else 0
                 channel = Channel(
-                    data=base + 4 * (v.start + c * v.plane - shift),
+                    data=base + 4 * v.start + v.item * (c * v.plane - shift),
                     mask=self._mask(v.depth, shift).data_ptr(),
                 )
                 if v.normed is not None:
                     channel.scale, channel.offset = (base + 4 * (n + c * v.lanes - shift) for n in v.normed)
                 channels.append(channel)
         return (Channel * len(channels))(*channels)
+
+
+def _floats(volume: Volume) -> int:
+    return -(-volume.channels * volume.plane * volume.item // 4)
 
 
 def _up(n: int, multiple: int) -> int:
