@@ -22,6 +22,8 @@ class Method:
     arch_kwargs: str
     costs: str
     presets: str
+    code_settings: str | None = None
+    further_costs: str | None = None
 
     def network_class(self) -> Any:
         """The network's class; its dotted path is what plans files name."""
@@ -49,8 +51,36 @@ class Method:
         """Preset name -> settings for `nnunet_ext plan`."""
         return _locate(self.presets)
 
+    def settings_of_code(self) -> Callable[..., dict[str, Any]]:
+        """The function (file of a searched architecture) -> settings for `nnunet_ext plan`.
+
+        Raises:
+            ConfigurationError: the method searches no architecture.
+        """
+        if self.code_settings is None:
+            raise ConfigurationError(f"{self.title} has no architecture code; --code is for methods that search one.")
+        return _locate(self.code_settings)
+
+    def further_cost_reports(self) -> Callable[..., dict[str, dict[str, Any]]]:
+        """The function (channels, classes, configuration) -> name -> cost report of the method's other networks."""
+        return _locate(self.further_costs) if self.further_costs else lambda *_: {}
+
 
 METHODS = {
+    "dints": Method(
+        name="dints",
+        title="DiNTS",
+        trainer="DiNTSTrainer",
+        planner="DiNTSPlanner",
+        plans_name="DiNTSPlans",
+        network="nnunet_ext.dints.network.DiNTSNet",
+        options="nnunet_ext.dints.options.DiNTSOptions",
+        arch_kwargs="nnunet_ext.dints.network.arch_kwargs_from_strides",
+        costs="nnunet_ext.dints.costs.cost_report",
+        presets="nnunet_ext.dints.presets.PRESETS",
+        code_settings="nnunet_ext.dints.architecture_code.code_settings",
+        further_costs="nnunet_ext.dints.costs.further_cost_reports",
+    ),
     "e2enet": Method(
         name="e2enet",
         title="E2ENet",

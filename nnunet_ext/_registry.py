@@ -9,9 +9,12 @@ from importlib import import_module
 from typing import Any
 
 TRAINERS = {
+    "DiNTSSearchTrainer": "nnunet_ext.trainers.dints_search",
+    "DiNTSTrainer": "nnunet_ext.trainers.dints",
     "E2ENetTrainer": "nnunet_ext.trainers.e2enet",
 }
 PLANNERS = {
+    "DiNTSPlanner": "nnunet_ext.plans.dints",
     "E2ENetPlanner": "nnunet_ext.plans.e2enet",
 }
 CLASSES = {

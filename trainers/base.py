@@ -52,6 +52,7 @@ class ExtTrainer(nnUNetTrainer):
         options = self.checked_options(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.options = options
+        self.enable_deep_supervision = self.network_class.supports_deep_supervision
         self.num_epochs = options.num_epochs
         self.num_iterations_per_epoch = options.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = options.num_val_iterations_per_epoch

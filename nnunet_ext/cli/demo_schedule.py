@@ -1,11 +1,11 @@
 """The demo's device and short schedule: what is set in the plans so that a training ends within minutes."""
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.patches import smaller_patch
 
 # What the short schedule sets in the plans, by device; `patch_voxels` and `topology_updates` are worked out per plan.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -26,6 +26,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 REAL_DATA_FACTOR = 2.5
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
+    # The published topology; a search takes hours and has commands of its own.
+    "dints": {
+        "cpu": {"base_features": 6, "initial_lr": 0.02},
+        "cuda": {"base_features": 16},
+    },
     "e2enet": {
         "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
         "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3, "initial_lr": 0.03},
@@ -88,19 +93,3 @@ def demo_settings(
         steps = schedule["num_epochs"] * schedule["num_iterations_per_epoch"]
         schedule["update_every"] = max(1, steps // updates)
     return schedule
-
-
-def smaller_patch(patch: Sequence[int], strides: Sequence[Sequence[int]], voxels: int) -> list[int]:
-    """The patch `[d, h, w]` with at most `voxels` voxels where that can be had.
-
-    The longest axis is shortened by one step of the network's total stride at a time, down to two steps.
-    """
-    patch = list(patch)
-    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
-    while math.prod(patch) > voxels:
-        axes = [axis for axis in range(len(patch)) if patch[axis] > 2 * steps[axis]]
-        if not axes:
-            break
-        longest = max(axes, key=lambda axis: patch[axis])
-        patch[longest] = (math.ceil(patch[longest] / steps[longest]) - 1) * steps[longest]
-    return patch

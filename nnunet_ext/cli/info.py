@@ -113,7 +113,8 @@ def describe(
     size = {"patch_size": configuration["patch_size"], "batch_size": configuration["batch_size"]}
     if method is not None:
         report = method.cost_report()(channels, heads, configuration["patch_size"], architecture["arch_kwargs"])
-        return {"method": method.title, "num_classes": heads, **size, **report}
+        further = method.further_cost_reports()(channels, heads, configuration)
+        return {"method": method.title, "num_classes": heads, **size, **report, "further": further}
     report = {"network": architecture["network_class_name"], "input_channels": channels, "num_classes": heads, **size}
     if measure:
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -218,6 +219,12 @@ def text(name: str, report: Mapping[str, Any]) -> str:
             lines.append(
                 f"  {cost['gmacs']:.2f} GMACs = {cost['gflops']:.2f} GFLOPs per patch ({convention} convention)"
             )
+    for title, other in report.get("further", {}).items():
+        shape, cost = "x".join(map(str, other["patch_size"])), other["true"]
+        lines.append(
+            f"  {title}: parameters {other['parameters']['total']:,}, {cost['gmacs']:.2f} GMACs = "
+            f"{cost['gflops']:.2f} GFLOPs per patch {shape} (true convention)"
+        )
     stored = report["stored"]
     lines.append(f"  active weights {stored['weights_mb']:.1f} MB in fp32")
     if "checkpoint_mb" in stored:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunet_ext._methods import METHODS, Method, get_method
@@ -24,9 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        default="nnUNetPlans",
         metavar="PLANS",
-        help="plans to start from (default: %(default)s)",
+        help="plans to start from (default: the method's own where they exist, else nnUNetPlans)",
+    )
+    parser.add_argument(
+        "--code",
+        type=Path,
+        metavar="FILE",
+        help="a searched architecture (architecture.json, or the reference's .pt or .pth), for methods that search one",
     )
     parser.add_argument("--name", required=True, metavar="PLANS", help="name of the new plans, for nnU-Net's -p")
     parser.add_argument(
@@ -59,8 +65,12 @@ def run(args: argparse.Namespace) -> int:
     )
 
     method, settings = chosen_method_and_presets(args.method, args.presets)
+    if args.code is not None:
+        settings.update(method.settings_of_code()(args.code))
     settings.update(parse_settings(args.settings))
     folder = preprocessed_folder(args.dataset)
+    if args.source is None:
+        args.source = method.plans_name if (folder / f"{method.plans_name}.json").is_file() else "nnUNetPlans"
     source = read_plans(folder, args.source)
     plans = derive_plans(
         source,
@@ -71,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         configurations=args.configurations,
     )
     what = write_plans(folder, plans, overwrite=args.overwrite)
+    print(f"From {args.source}:")
     print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
     changed = [name for name, values in plans["configurations"].items() if values != source["configurations"][name]]
     for name in changed:

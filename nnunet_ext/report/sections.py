@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nnunet_ext.figures.case_overlay import case_figure, error_map, worst_slice
 from nnunet_ext.figures.training import curves_figure
-from nnunet_ext.report import e2enet
+from nnunet_ext.report import dints, e2enet
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
 from nnunet_ext.report.model_folder import Fold, ModelFolder
@@ -18,7 +18,11 @@ from nnunet_ext.report.training_log import smoothed_dice
 _TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
 
 # What a method's history adds to the page: a function ModelFolder -> Section, or None where it has nothing to say.
-METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {e2enet.METHOD: e2enet.section}
+METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {
+    dints.METHOD: dints.section,
+    dints.SEARCH: dints.search_section,
+    e2enet.METHOD: e2enet.section,
+}
 
 
 def make_sections(model: ModelFolder) -> list[Section]:

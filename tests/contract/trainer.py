@@ -61,9 +61,10 @@ class TrainerContract:
         workspace = Workspace(tmp_path)
         for name, value in workspace.folders.items():
             monkeypatch.setenv(name, value)
-        data = workspace.preprocessed / workspace.dataset / "nnUNetPlans_3d_fullres"
-        data.mkdir(parents=True)
-        (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data when it is initialised
+        for name in ("2d", "3d_fullres"):
+            data = workspace.preprocessed / workspace.dataset / f"nnUNetPlans_{name}"
+            data.mkdir(parents=True)
+            (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data when it is initialised
         return workspace
 
     def handmade(self, **options):

@@ -1,0 +1,177 @@
+"""Cells: what stands on an edge. A change of resolution, then one operation or a weighted sum of several (3.1, 3.2).
+
+Convolutions have no bias and are followed by InstanceNorm; ReLU comes before. A weight of the sum is multiplied into
+the affine parameters of the InstanceNorm in front of it, so that the weighted sum keeps no feature map of its own for
+the backward pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.dints.search_space import OPERATIONS, Kernels
+
+Weight = Tensor | float
+
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def convolution(c_in: int, c_out: int, kernel: Sequence[int], stride: Sequence[int] | int = 1) -> nn.Module:
+    """A convolution without bias, padded to keep the size (stride 1)."""
+    step = stride if isinstance(stride, int) else tuple(stride)
+    return _CONV[len(kernel)](c_in, c_out, tuple(kernel), step, tuple(k // 2 for k in kernel), bias=False)
+
+
+def instance_norm(channels: int, dimensions: int) -> nn.Module:
+    """InstanceNorm with affine parameters and without running statistics."""
+    return _NORM[dimensions](channels, affine=True)
+
+
+def scaled_norm(norm: nn.Module, x: Tensor, weight: Weight) -> Tensor:
+    """`weight * norm(x)`, the weight taken into the affine parameters."""
+    scale, shift = norm.weight, norm.bias
+    assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
+    return F.instance_norm(x, weight=scale * weight, bias=shift * weight, eps=norm.eps)  # type: ignore[arg-type]
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear interpolation of `x [B, C, *]` to `[B, C, *size]`, corners aligned."""
+    if list(x.shape[2:]) == list(size):
+        return x
+    return F.interpolate(x, size=list(size), mode=_LINEAR[x.ndim - 2], align_corners=True)
+
+
+def enlarge(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Linear interpolation of `x [B, C, *]` by the integer factors `stride`."""
+    return resize(x, [s * f for s, f in zip(x.shape[2:], stride, strict=True)])
+
+
+class Up(nn.Module):
+    """To the next finer scale: interpolation -> ReLU -> 1x1 convolution -> InstanceNorm."""
+
+    def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+        self.conv = convolution(c_in, c_out, [1] * len(stride))
+        self.norm = instance_norm(c_out, len(stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, C_in, *size]` -> `[B, C_out, *(size * stride)]`."""
+        return self.norm(self.conv(F.relu(enlarge(x, self.stride))))
+
+
+class Down(nn.Module):
+    """To the next coarser scale: two 1x1 convolutions with stride, one a voxel aside, side by side -> InstanceNorm."""
+
+    def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        ones = [1] * len(stride)
+        # One voxel aside along the axes on which the stride skips voxels; batch and channels stay.
+        self.aside = (slice(None), slice(None), *(slice(1 if s > 1 else 0, None) for s in stride))
+        self.conv_1 = convolution(c_in, c_out // 2, ones, stride)
+        self.conv_2 = convolution(c_in, c_out - c_out // 2, ones, stride)
+        self.norm = instance_norm(c_out, len(stride))
+
+    def forward(self, rectified: Tensor) -> Tensor:
+        """`rectified [B, C_in, *size]`, after ReLU, sizes divisible by the stride -> `[B, C_out, *(size / stride)]`."""
+        return self.norm(torch.cat([self.conv_1(rectified), self.conv_2(rectified[self.aside])], 1))
+
+
+class Operation(nn.Module):
+    """One or two convolutions in a row -> InstanceNorm; on an input after ReLU."""
+
+    def __init__(self, channels: int, kernels: Kernels) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(convolution(channels, channels, kernel) for kernel in kernels))
+        self.norm = instance_norm(channels, len(kernels[0]))
+
+    def forward(self, rectified: Tensor, weight: Weight) -> Tensor:
+        """`weight` times the operation; `[B, C, *size]` in and out."""
+        return scaled_norm(self.norm, self.convs(rectified), weight)
+
+
+class Cell(nn.Module):
+    """An edge: the change of resolution, then the weighted sum of its operations.
+
+    Args:
+        kind: same, up or down.
+        stride: of the change of resolution.
+        operations: names in `search_space.OPERATIONS`.
+    """
+
+    def __init__(self, kind: str, c_in: int, c_out: int, stride: Sequence[int], operations: Sequence[str]) -> None:
+        super().__init__()
+        kernels = OPERATIONS[len(stride)]
+        self.kind, self.names = kind, tuple(operations)
+        self.resample = {"up": Up, "down": Down}[kind](c_in, c_out, stride) if kind != "same" else None
+        self.operations = nn.ModuleDict({n: Operation(c_out, kernels[n]) for n in operations if kernels[n]})
+
+    @property
+    def reads_rectified(self) -> bool:
+        """Whether `forward` needs the ReLU of its input."""
+        return self.kind == "down" or (self.kind == "same" and len(self.operations) > 0)
+
+    def forward(self, x: Tensor, rectified: Tensor | None, weights: Sequence[Weight] | Tensor) -> Tensor:
+        """The edge's output `[B, C_out, *]`.
+
+        Args:
+            x: `[B, C_in, *]`.
+            rectified: its ReLU, which the edges that leave a node share; None where `reads_rectified` is False.
+            weights: one per operation; the float 0.0 leaves the operation out.
+        """
+        if self.resample is not None:
+            x, rectified = self.resample(rectified if self.kind == "down" else x), None
+        result: Tensor | None = None
+        for name, weight in zip(self.names, weights, strict=True):
+            if isinstance(weight, float) and weight == 0:
+                continue
+            if name not in self.operations:  # skip
+                term = x if isinstance(weight, float) and weight == 1 else x * weight
+            else:
+                if rectified is None:
+                    rectified = F.relu(x)
+                term = self.operations[name](rectified, weight)
+            result = term if result is None else result + term
+        assert result is not None, "a cell without operation"
+        return result
+
+
+class Stem(nn.Module):
+    """What feeds a node of the first layer: the image at its level -> convolution -> InstanceNorm.
+
+    With `use_downsample` (`c_node` given) a ReLU and a convolution with stride follow, which reach the node's level.
+    """
+
+    def __init__(self, c_image: int, c_level: int, c_node: int | None, stride: Sequence[int]) -> None:
+        super().__init__()
+        kernel = [3] * len(stride)
+        self.conv_1 = convolution(c_image, c_level, kernel)
+        self.norm_1 = instance_norm(c_level, len(stride))
+        self.conv_2 = None if c_node is None else convolution(c_level, c_node, kernel, stride)
+        self.norm_2 = None if c_node is None else instance_norm(c_node, len(stride))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`image [B, C_image, *size]` -> `[B, C, *size]`, or `[B, C, *(size / stride)]`."""
+        x = self.norm_1(self.conv_1(image))
+        if self.conv_2 is None or self.norm_2 is None:
+            return x
+        return self.norm_2(self.conv_2(F.relu(x)))
+
+
+class HeadStep(nn.Module):
+    """One step of the way back to the image's resolution: ReLU -> convolution -> InstanceNorm -> interpolation."""
+
+    def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+        self.conv = convolution(c_in, c_out, [3] * len(stride))
+        self.norm = instance_norm(c_out, len(stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, C_in, *size]` -> `[B, C_out, *(size * stride)]`."""
+        return enlarge(self.norm(self.conv(F.relu(x))), self.stride)

@@ -1,0 +1,107 @@
+"""From logits to the most probable feasible code (DiNTS, section 3.3.3, equation 4), exactly and in milliseconds.
+
+A layer's pattern and the next one fit if the nodes at which the first arrives are those from which the second leaves.
+So the best path needs to remember only which nodes are active: dynamic programming over the 2^D - 1 node sets, where a
+layer is reduced to its cheapest pattern for each pair of node sets that a pattern joins (125 pairs for D = 4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from nnunet_ext.dints.architecture_code import ArchitectureCode
+from nnunet_ext.dints.search_space import depth_of, patterns, receivers, senders
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Patterns sorted by the pair (nodes that send, nodes that receive) which they join."""
+
+    patterns: Array  # [M, E] of 0 and 1
+    order: Array  # [M], pattern indices sorted by pair
+    starts: Array  # [P], where each pair begins in `order`
+    senders: Array  # [P], bit masks
+    receivers: Array  # [P]
+
+
+@lru_cache
+def _pairs(depth: int) -> _Pairs:
+    rows = patterns(depth)
+    sends = np.array([senders(depth, row) for row in rows])
+    receives = np.array([receivers(depth, row) for row in rows])
+    key = sends * 2**depth + receives
+    order = np.argsort(key, kind="stable")
+    _, starts = np.unique(key[order], return_index=True)
+    firsts = order[starts]
+    return _Pairs(np.array(rows, np.uint8), order, starts, sends[firsts], receives[firsts])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The best feasible architecture.
+
+    Attributes:
+        code: edges and operations.
+        pattern_indices: one per layer.
+        cost: -log of its probability, the sum of -log eta.
+        gap: G of section 4.4.2, the edges in which it differs from each layer's most probable pattern.
+    """
+
+    code: ArchitectureCode
+    pattern_indices: tuple[int, ...]
+    cost: float
+    gap: int
+
+
+def pattern_costs(logits_a: Array, floor: float = 0.0) -> Array:
+    """-log eta `[L, M]` of the edges' logits `[L, E]`, in float64.
+
+    With a `floor`, the reference implementation's cost instead: -log(eta + floor) + 1e-3.
+    """
+    logits_a = np.asarray(logits_a, np.float64)
+    scores = logits_a @ _pairs(depth_of(logits_a.shape[1])).patterns.T
+    scores -= scores.max(1, keepdims=True)
+    costs = np.log(np.exp(scores).sum(1, keepdims=True)) - scores
+    return costs if floor == 0 else 1e-3 - np.log(np.exp(-costs) + floor)
+
+
+def best_path(costs: Array, depth: int) -> tuple[list[int], float]:
+    """The feasible pattern index of each layer with the smallest sum of `costs [L, M]`, and that sum."""
+    pairs = _pairs(depth)
+    infinite = np.inf
+    value = np.where(np.arange(2**depth) > 0, 0.0, infinite)  # of each set of active nodes before the layer
+    chosen = []  # by layer, the pair with which each set of nodes after it is reached best
+    for row in costs:
+        through = value[pairs.senders] + np.minimum.reduceat(row[pairs.order], pairs.starts)
+        ranks = np.argsort(through, kind="stable")[::-1]  # the best comes last and overwrites the others
+        pair_of = np.zeros(2**depth, int)
+        pair_of[pairs.receivers[ranks]] = ranks
+        value = np.full(2**depth, infinite)
+        value[pairs.receivers[ranks]] = through[ranks]
+        chosen.append(pair_of)
+    nodes = int(value.argmin())
+    total, path = float(value[nodes]), []
+    ends = np.append(pairs.starts[1:], len(pairs.order))
+    for row, pair_of in zip(costs[::-1], reversed(chosen), strict=True):
+        pair = pair_of[nodes]
+        members = pairs.order[pairs.starts[pair] : ends[pair]]
+        path.append(int(members[row[members].argmin()]))
+        nodes = int(pairs.senders[pair])
+    return path[::-1], total
+
+
+def decode(logits_a: Array, logits_c: Array, floor: float = 0.0) -> Decoded:
+    """The most probable feasible code of logits `[L, E]` and `[L, E, N]`; each edge has its likeliest operation."""
+    costs = pattern_costs(logits_a, floor)
+    depth = depth_of(costs_edges := np.shape(logits_a)[1])
+    path, cost = best_path(costs, depth)
+    table = _pairs(depth).patterns
+    active, likeliest = table[path], table[costs.argmin(1)]
+    operations: Sequence[Sequence[int]] = np.asarray(logits_c).argmax(2).tolist()
+    assert np.shape(operations) == (len(path), costs_edges)
+    code = ArchitectureCode.of(active.tolist(), operations)
+    return Decoded(code, tuple(path), cost, int((active != likeliest).sum()))

@@ -1,0 +1,298 @@
+"""The networks of DiNTS (He et al., CVPR 2021): the supernet that is searched, and the discrete net of one code.
+
+Stems feed the D nodes of layer 0 from the image at each resolution; each layer's nodes are sums of cells over edges;
+the head goes from the coarsest node of the last layer up to the image's resolution. Where the paper's text is open,
+this follows the published code of the paper's model: its 152 M parameters and 334 G multiply-adds come out exactly.
+Resolutions follow the plan's strides, axis by axis, instead of 2 everywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
+from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, resize
+from nnunet_ext.dints.costs import code_of, parts
+from nnunet_ext.dints.relaxation import Relaxed, relax
+from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
+
+CellWeights = Sequence[Sequence[Sequence[Weight] | Tensor]]
+
+
+class Head(nn.Module):
+    """From the last layer's nodes to logits: steps up with sums, then ReLU-conv-norm and the 1x1 convolution."""
+
+    def __init__(self, structure: Structure, num_classes: int) -> None:
+        super().__init__()
+        self.outputs = structure.outputs
+        downsampled = structure.use_downsample
+        self.ups = nn.ModuleDict()
+        for scale in structure.ups:
+            c_out = structure.widths[scale if downsampled else max(scale - 1, 0)]
+            self.ups[str(scale)] = HeadStep(structure.width(scale), c_out, structure.strides[structure.level(scale)])
+        width = structure.widths[0]
+        self.conv = convolution(width, width, [3] * structure.dimensions)
+        self.norm = instance_norm(width, structure.dimensions)
+        kind: Any = nn.Conv2d if structure.dimensions == 2 else nn.Conv3d
+        # nnU-Net skips "*.seg_layers.*" when it loads pretrained weights.
+        self.seg_layers = nn.ModuleList([kind(width, num_classes, 1)])
+
+    def forward(self, nodes: Mapping[int, Tensor]) -> Tensor:
+        """Nodes by scale -> logits `[B, K, *]`."""
+        x: Tensor | None = None
+        for scale in reversed(range(self.outputs[-1] + 1)):
+            node = nodes.get(scale)
+            if node is not None:
+                x = node if x is None else x + node
+            if x is not None:  # else the supernet computes a code that ends at finer scales only
+                x = self.ups[str(scale)](x)
+        assert x is not None
+        return self.seg_layers[0](self.norm(self.conv(F.relu(x))))
+
+
+class _DiNTS(nn.Module):
+    """What both networks share: modules from a `Structure`, and the pass through them."""
+
+    supports_2d = True
+    supports_deep_supervision = False
+    paper_flops_per_mac = 1  # table 1 of the paper calls multiply-adds FLOPs
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        structure: Structure,
+        deep_supervision: bool,
+        checkpoint_cells: bool,
+    ) -> None:
+        super().__init__()
+        self.structure = structure
+        self.input_channels, self.num_classes = input_channels, num_classes
+        self.strides = [list(stride) for stride in structure.strides]
+        self.features_per_stage = list(structure.widths)
+        self.deep_supervision = deep_supervision  # nnU-Net sets it; there is one output in any case
+        self.checkpoint_cells = checkpoint_cells
+        widths, downsampled = structure.widths, structure.use_downsample
+        self.stems = nn.ModuleDict(
+            {
+                str(scale): Stem(
+                    input_channels,
+                    widths[scale],
+                    widths[scale + 1] if downsampled else None,
+                    structure.strides[structure.level(scale)],
+                )
+                for scale in structure.stems
+            }
+        )
+        self.edges = ends = edges(structure.depth)
+        self.cells = nn.ModuleDict(
+            {
+                f"{layer}_{edge}": Cell(
+                    structure.kind(edge),
+                    structure.width(ends[edge][0]),
+                    structure.width(ends[edge][1]),
+                    structure.step(edge),
+                    operations,
+                )
+                for (layer, edge), operations in structure.cells.items()
+            }
+        )
+        self.head = Head(structure, num_classes)
+
+    def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`. Edges with nothing but the float 0.0 are left out."""
+        size = image.shape[2:]
+        image = self._pad(image)
+        nodes = {}
+        for name, stem in self.stems.items():
+            level = [s // f for s, f in zip(image.shape[2:], self.structure.total_stride(int(name)), strict=True)]
+            fed = stem(resize(image, level))
+            if int(name) in self.structure.inputs:
+                nodes[int(name)] = fed
+        for layer in range(self.structure.num_layers):
+            nodes = self._layer(layer, nodes, weights[layer])
+        logits = self.head(nodes)
+        for axis, length in enumerate(size, start=2):
+            logits = logits.narrow(axis, 0, length)
+        return logits
+
+    def _layer(
+        self, layer: int, nodes: dict[int, Tensor], weights: Sequence[Sequence[Weight] | Tensor]
+    ) -> dict[int, Tensor]:
+        """The nodes of the next layer by scale; scales that nothing reaches are absent."""
+        rectified: dict[int, Tensor] = {}
+        reached: dict[int, Tensor] = {}
+        for edge, (source, target) in enumerate(self.edges):
+            of_edge = weights[edge]
+            if f"{layer}_{edge}" not in self.cells or not (isinstance(of_edge, Tensor) or any(of_edge)):
+                continue
+            cell: Any = self.cells[f"{layer}_{edge}"]
+            if cell.reads_rectified and source not in rectified:
+                rectified[source] = F.relu(nodes[source])
+            inputs = (nodes[source], rectified.get(source) if cell.reads_rectified else None, of_edge)
+            if self.checkpoint_cells and torch.is_grad_enabled():
+                out = checkpoint(cell, *inputs, use_reentrant=False)
+            else:
+                out = cell(*inputs)
+            reached[target] = reached[target] + out if target in reached else out
+        return reached
+
+    def _pad(self, image: Tensor) -> Tensor:
+        size = image.shape[2:]
+        missing = [p - s for p, s in zip(self.structure.padded_size(size), size, strict=True)]
+        return F.pad(image, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else image
+
+    def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
+        """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels), cells not redone."""
+        return sum(part.kept for part in parts(self.structure, self.input_channels, self.num_classes, patch_size))
+
+    def paper_flops(self, name: str, module: nn.Module, active_kernels: int, output_voxels: int) -> int:
+        """FLOPs of one convolution as table 1 of the paper counts them: one for a multiply-add."""
+        taps = 1
+        for size in module.kernel_size:  # type: ignore[union-attr]
+            taps *= int(size)
+        return taps * active_kernels * output_voxels
+
+
+class DiNTSNet(_DiNTS):
+    """The discrete network of one architecture code.
+
+    Args:
+        input_channels: C of the input.
+        num_classes: K of the logits (regions or classes with background).
+        strides: one per level as nnU-Net plans them, all ones first. Levels beyond the code's scales are not used; a
+            plan with fewer levels has its last stride repeated.
+        arch_code_a: `[L][E]` of 0 and 1; None for the paper's published code (both or none).
+        arch_code_c: `[L][E]`, index of each edge's operation. In 2D the pseudo-3D operations are the convolution.
+        base_features: F_0; the width doubles from level to level.
+        features_per_stage: the widths by level instead.
+        use_downsample: the finest nodes lie at half resolution (the paper), else at the image's.
+        checkpoint_cells: compute each cell again in the backward pass instead of keeping its feature maps.
+        keep_unused: keep stems and head steps that the code does not use, as the reference implementation does. They
+            get no gradient, which DDP refuses; for comparisons only.
+        deep_supervision: accepted for nnU-Net; there is one output.
+
+    Any patch is accepted: it is padded with zeros at the end to a multiple of the strides, and the logits are cropped.
+
+    Raises:
+        ConfigurationError: what cannot work, in words.
+    """
+
+    supports_compile = True
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        strides: Sequence[Sequence[int]],
+        arch_code_a: Sequence[Sequence[int]] | None = None,
+        arch_code_c: Sequence[Sequence[int]] | None = None,
+        base_features: int = 32,
+        features_per_stage: Sequence[int] | None = None,
+        use_downsample: bool = True,
+        checkpoint_cells: bool = False,
+        keep_unused: bool = False,
+        deep_supervision: bool = False,
+    ) -> None:
+        code = code_of({"strides": strides, "arch_code_a": arch_code_a, "arch_code_c": arch_code_c})
+        structure = code.structure(
+            strides,
+            base_features=base_features,
+            features_per_stage=features_per_stage,
+            use_downsample=use_downsample,
+            keep_unused=keep_unused,
+        )
+        super().__init__(input_channels, num_classes, structure, deep_supervision, checkpoint_cells)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, C, *patch]` -> logits `[B, K, *patch]`."""
+        return self._run(x, [[(1.0,)] * len(self.edges)] * self.structure.num_layers)
+
+
+class DiNTSSearchNet(_DiNTS):
+    """The supernet: all edges, all operations, weighted by the probabilities of its logits.
+
+    The logits `log_alpha_a [L, E]` and `log_alpha_c [L, E, N]` start at N(0, 0.01) and N(1, 0.01). They are parameters
+    without gradient: an optimizer of the weights, and DDP, leave them alone, and a step of the architecture passes
+    them to `forward` as `Relaxed`.
+
+    Args:
+        input_channels, num_classes, strides, features_per_stage, use_downsample, checkpoint_cells, deep_supervision:
+            see `DiNTSNet`.
+        num_layers: L.
+        num_depths: D, the number of scales, 2 to 5.
+        base_features: F_0; the paper searches with half of the width of the final network.
+
+    Raises:
+        ConfigurationError: what cannot work, in words.
+    """
+
+    supports_compile = False  # which edges run may change from step to step
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        strides: Sequence[Sequence[int]],
+        num_layers: int = 12,
+        num_depths: int = 4,
+        base_features: int = 16,
+        features_per_stage: Sequence[int] | None = None,
+        use_downsample: bool = True,
+        checkpoint_cells: bool = False,
+        deep_supervision: bool = False,
+    ) -> None:
+        structure = search_structure(
+            strides,
+            num_layers=num_layers,
+            num_depths=num_depths,
+            base_features=base_features,
+            features_per_stage=features_per_stage,
+            use_downsample=use_downsample,
+        )
+        super().__init__(input_channels, num_classes, structure, deep_supervision, checkpoint_cells)
+        shape = (num_layers, len(edges(num_depths)))
+        operations = len(OPERATIONS[structure.dimensions])
+        self.log_alpha_a = nn.Parameter(0.01 * torch.randn(shape), requires_grad=False)
+        self.log_alpha_c = nn.Parameter(1 + 0.01 * torch.randn(*shape, operations), requires_grad=False)
+        self.fixed_code: ArchitectureCode | None = None
+
+    def relaxed(self) -> Relaxed:
+        """The probabilities of the logits as they are now."""
+        return relax(self.log_alpha_a, self.log_alpha_c)
+
+    def forward(self, x: Tensor, relaxed: Relaxed | None = None) -> Tensor:
+        """`x [B, C, *patch]` -> logits `[B, K, *patch]`.
+
+        Args:
+            relaxed: probabilities through which gradients are wanted; by default those of the own logits. While
+                `fixed_code` is set, the supernet computes that code alone instead, with its own weights.
+        """
+        if self.fixed_code is not None and relaxed is None:
+            return self._run(x, self._weights_of(self.fixed_code))
+        weights = (self.relaxed() if relaxed is None else relaxed).weights
+        return self._run(x, [layer.unbind(0) for layer in weights.unbind(0)])
+
+    def _weights_of(self, code: ArchitectureCode) -> list[list[tuple[float, ...]]]:
+        count = len(OPERATIONS[self.structure.dimensions])
+        return [
+            [tuple(float(on and o == n) for n in range(count)) for on, o in zip(active, operations, strict=True)]
+            for active, operations in zip(code.active, code.operations, strict=True)
+        ]
+
+
+def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The paper's retrained model over a plan's strides, JSON values only. Used by the trainer and the planner."""
+    return {
+        "strides": [list(map(int, stride)) for stride in strides],
+        **CVPR_CODE.for_dimensions(len(strides[0])).settings(),
+        "base_features": 32,
+        "use_downsample": True,
+    }

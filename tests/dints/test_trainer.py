@@ -1,0 +1,159 @@
+"""DiNTSTrainer keeps the trainer contract; what only it has is tested here too."""
+
+import pytest
+from contract.trainer import STRIDES, TrainerContract, checkpoint
+from dints.small import random_code
+from end_to_end.stock import Workspace, make_dataset, shrink
+
+from nnunet_ext.dints.architecture_code import CVPR_CODE, read_code
+from nnunet_ext.dints.options import stepped_rate
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import write_json
+
+CODE = random_code(2, layers=3)
+SEARCH = {
+    "num_iterations_per_epoch": 4,
+    "num_val_iterations_per_epoch": 2,
+    "search_layers": 3,
+    "search_depths": 3,
+    "search_base_features": 2,
+    "search_batch_size": 1,
+    "search_warmup_iterations": 2,
+    "search_weight_iterations": 2,
+    "search_joint_iterations": 8,
+    "search_architecture_lr": 0.3,
+}
+
+
+class TestDiNTSTrainer(TrainerContract):
+    trainer = "DiNTSTrainer"
+    planner = "DiNTSPlanner"
+    plans = "DiNTSPlans"
+    arch_kwargs = {"strides": STRIDES, "base_features": 4, **CODE.settings()}
+    options = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2, "save_every": 1}
+
+    # E2ENet's tests run these; nothing in them depends on the method, and each takes half a minute and more.
+    test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
+
+    @pytest.fixture(scope="class")
+    def planned(self, tmp_path_factory):
+        """A data set planned by the planner and searched on fold 0; `tiny` plans then hold the code that was found."""
+        workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
+        make_dataset(workspace)
+        workspace.plan(self.planner)
+        assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
+        plans = shrink(workspace.plans(self.plans), SEARCH, {})
+        workspace.write_plans(plans, "SearchPlans")
+        workspace.train("3d_fullres", 0, "-tr", "DiNTSSearchTrainer", "-p", "SearchPlans")
+        fold = workspace.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
+        code = fold / "architecture.json"
+        said = workspace.run(
+            "nnunet_ext", "plan", 7, "--method", "dints", "--code", code, "--name", "DiNTSPlans_searched"
+        ).stdout
+        assert "From DiNTSPlans:" in said and "-tr DiNTSTrainer -p DiNTSPlans_searched" in said
+        return workspace
+
+    def tiny(self, workspace, name="TinyPlans", **options):
+        words = super().tiny(workspace, name, **options)
+        if (workspace.preprocessed / workspace.dataset / "DiNTSPlans_searched.json").is_file():
+            plans, found = (workspace.plans(n)["configurations"] for n in (name, "DiNTSPlans_searched"))
+            searched = found["3d_fullres"]["architecture"]["arch_kwargs"]
+            for key in ("arch_code_a", "arch_code_c"):
+                plans["3d_fullres"]["architecture"]["arch_kwargs"][key] = searched[key]
+            workspace.write_plans({**workspace.plans(name), "configurations": plans}, name)
+        return words
+
+    @pytest.mark.slow
+    def test_all_folds_have_the_searched_code(self, trained):
+        search = trained.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
+        code = read_code(search / "architecture.json").code
+        model = trained.model(self.trainer, "TinyPlans", "3d_fullres")
+        for fold in range(5):
+            weights = checkpoint(model / f"fold_{fold}")["network_weights"]
+            cells = {tuple(map(int, name.split(".")[1].split("_"))) for name in weights if name.startswith("cells.")}
+            active = {(i, e) for i, row in enumerate(code.active) for e, on in enumerate(row) if on}
+            assert cells and cells <= active  # a skip on one scale has no weights
+        page = trained.root / "report.html"
+        trained.run("nnunet_ext", "report", model, "-o", page)
+        assert "Topology" in page.read_text()
+        trained.run("nnunet_ext", "report", search.parent, "-o", page)
+        assert "Architecture search" in page.read_text()
+
+    def log(self, trainer):
+        with open(trainer.log_file) as file:
+            return file.read()
+
+    def test_the_code_of_the_plans_is_trained(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        assert trainer.network.code == CODE
+        assert "no searched architecture" not in self.log(trainer)
+
+    def test_stock_plans_train_the_published_code_and_say_so(self, workspace):
+        plans = self.handmade()
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] = {"strides": STRIDES, "base_features": 1}
+        trainer = self.build(plans)
+        trainer.initialize()
+        assert trainer.network.code == CVPR_CODE
+        assert "no searched architecture: this trains the code that the authors" in self.log(trainer)
+
+    def test_one_code_for_all_folds(self, workspace):
+        trainer = self.build()
+        write_json(f"{trainer.output_folder_base}/plans.json", self.handmade())
+        self.build(fold=1)
+        other = self.handmade()
+        other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(
+            random_code(2, layers=3, seed=1).settings()
+        )
+        with pytest.raises(ConfigurationError, match="another architecture code.*nnunet_ext plan --name"):
+            self.build(other, fold=1)
+
+    def test_the_papers_recipe(self, workspace):
+        recipe = {"schedule": "steps", "momentum": 0.9, "nesterov": False, "warmup_iterations": 2, "halve_every": 3}
+        trainer = self.build(self.handmade(**recipe, initial_lr=0.2))
+        trainer.initialize()
+        rates = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        for _ in range(3):
+            self.run_epoch(trainer)
+        assert rates == pytest.approx([0.025, 0.1125] + [0.2] * 3 + [0.1] * 3 + [0.05] * 3 + [0.025])
+        assert trainer.logger.get_value("lrs", step=None) == pytest.approx([rates[0], rates[4], rates[8]])
+        assert trainer.optimizer.defaults["momentum"] == 0.9 and not trainer.optimizer.defaults["nesterov"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"schedule": "cosine"}, "one of poly, steps"),
+            ({"momentum": 0.0}, "nesterov=false"),
+            ({"search_patch_size": [16, 0, 16]}, "positive integers"),
+            ({"sigma": 1.5}, "'sigma' must be from 0 to 1"),
+            ({"search_depths": 6}, "'search_depths' must be from 2 to 5"),
+        ],
+    )
+    def test_bad_options_are_refused(self, workspace, options, message):
+        with pytest.raises(ConfigurationError, match=message):
+            self.build(self.handmade(**options))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"arch_code_a": [[0] * 4] * 3}, "Layer 1 .* has no active edge"),
+            ({"arch_code_a": [[1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]}, "infeasible"),
+            ({"arch_code_c": [[9] * 4] * 3}, "operations 0 to 4"),
+            ({"arch_code_a": [[1] * 7] * 3}, "same shape"),
+        ],
+    )
+    def test_bad_codes_are_refused_before_anything_is_written(self, workspace, settings, message):
+        plans = self.handmade()
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(settings)
+        with pytest.raises(ConfigurationError, match=message):
+            self.build(plans)
+        assert list(workspace.results.iterdir()) == []
+
+
+def test_the_stepped_rate_is_the_papers():
+    """Section 4.1: 0.025 to 0.2 in 1000 iterations, halved at 8k and 16k after them."""
+    rates = {i: stepped_rate(i, 0.2, 0.025, 1000, 8000) for i in (0, 500, 1000, 8999, 9000, 16999, 17000)}
+    assert list(rates.values()) == pytest.approx([0.025, 0.1125, 0.2, 0.2, 0.1, 0.1, 0.05])
+    assert stepped_rate(0, 0.1, 0.1, 0, 10) == 0.1
