@@ -1,5 +1,7 @@
 """DiNTSTrainer keeps the trainer contract; what only it has is tested here too."""
 
+import os
+
 import pytest
 from contract.trainer import STRIDES, TrainerContract, checkpoint
 from dints.small import random_code
@@ -32,8 +34,8 @@ class TestDiNTSTrainer(TrainerContract):
     arch_kwargs = {"strides": STRIDES, "base_features": 4, **CODE.settings()}
     options = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2, "save_every": 1}
 
-    # E2ENet's tests run these; nothing in them depends on the method, and each takes half a minute and more.
-    test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
+    if os.environ.get("NNUNET_EXT_ALL_METHODS") != "1":  # each takes half a minute and more, and E2ENet's tests run them
+        test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
 
     @pytest.fixture(scope="class")
     def planned(self, tmp_path_factory):
