@@ -34,7 +34,7 @@ class TestDiNTSTrainer(TrainerContract):
     arch_kwargs = {"strides": STRIDES, "base_features": 4, **CODE.settings()}
     options = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2, "save_every": 1}
 
-    if os.environ.get("NNUNET_EXT_ALL_METHODS") != "1":  # each takes half a minute and more, and E2ENet's tests run them
+    if os.environ.get("NNUNET_EXT_ALL_METHODS") != "1":  # half a minute and more each; E2ENet's tests run them
         test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
 
     @pytest.fixture(scope="class")
