@@ -42,8 +42,9 @@ def count_flops(
     """FLOPs (2 per multiply-add) of one forward pass of `[1, input_channels, *patch_size]`.
 
     Convolutions, transposed convolutions and linear layers that are modules of the network are counted, as often as
-    they are called. The pass runs on torch's meta device: nothing is computed. `deep_supervision` counts the auxiliary
-    heads too; by default the true convention leaves them out, as prediction does, and the paper's counts them.
+    they are called, and modules that say their own cost by `count_macs(first input)`. The pass runs on torch's meta
+    device: nothing is computed. `deep_supervision` counts the auxiliary heads too; by default the true convention
+    leaves them out, as prediction does, and the paper's counts them.
 
     Raises:
         ValueError: unknown convention, or a network without `paper_flops` asked for "paper".
@@ -77,10 +78,12 @@ def count_flops(
 
 
 def _counted(module: nn.Module) -> bool:
-    return isinstance(module, (*_CONVOLUTIONS, nn.Linear))
+    return isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or hasattr(module, "count_macs")
 
 
 def _active_kernels(module: Any) -> int:
+    if not hasattr(module, "weight"):
+        return 0
     mask = getattr(module, "kernel_mask", None)
     if isinstance(mask, Tensor):
         return int(mask.sum())
@@ -88,6 +91,8 @@ def _active_kernels(module: Any) -> int:
 
 
 def _true_flops(module: Any, kernels: int, x: Tensor, output: Tensor) -> float:
+    if hasattr(module, "count_macs"):
+        return 2.0 * module.count_macs(x)
     if isinstance(module, nn.Linear):
         return 2.0 * output.numel() * module.in_features
     # Every tap of a transposed convolution is used once per input voxel, of a convolution once per output voxel.

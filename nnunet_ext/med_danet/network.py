@@ -1,0 +1,223 @@
+"""Med-DANet (arXiv 2206.06575): a bank of 2D candidates and a decision network that chooses one, or none, per slice."""
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
+from nnunet_ext.med_danet.candidates import build_candidate
+from nnunet_ext.med_danet.costs import POSITION_SIZE, token_grid
+from nnunet_ext.med_danet.decision import DecisionNetwork
+
+SKIP_LOGIT = 5.0  # a vote of normal size: it shares in the average of overlapping tiles and mirrored passes
+
+
+class SkipVote(nn.Module):
+    """The logits of a skipped slice, one a class: background."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        # Named as a head, because its shape depends on the number of classes.
+        self.seg_layers = nn.Module()
+        self.seg_layers.register_buffer("logits", torch.full((num_classes,), -SKIP_LOGIT))
+
+    @property
+    def logits(self) -> Tensor:
+        """`[K]`."""
+        logits = self.seg_layers.logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+
+class MedDANet(nn.Module):
+    """Routes every slice along the first spatial axis to skip or to one candidate; 2D images are one slice.
+
+    Until `decision_trained` is set, the largest candidate (by parameters) predicts all slices.
+
+    Args:
+        strides: of the plan; they say whether images are 2D or 3D. The candidates down-sample by their own rules.
+        candidates: see `bank.read_bank`; by default the paper's M1 to M4.
+        position_size: height and width in pixels for which TransBTS learns positions; other sizes are interpolated.
+        deep_supervision: accepted, because nnU-Net gives it to every network, and without effect.
+
+    Raises:
+        ConfigurationError: bad strides, candidates or position_size.
+    """
+
+    supports_2d = True
+    supports_compile = False  # the choices are read on the CPU
+    supports_deep_supervision = False
+
+    decision_trained: Tensor
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        strides: Sequence[Sequence[int]],
+        candidates: Sequence[dict[str, Any]] = PAPER_BANK,
+        position_size: Sequence[int] = POSITION_SIZE,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        if not strides or {len(stride) for stride in strides} not in ({2}, {3}):
+            raise ConfigurationError(f"'strides' must be lists of two numbers (2D) or three (3D), found {strides!r}.")
+        if len(position_size) != 2 or any(type(side) is not int or side < 1 for side in position_size):
+            raise ConfigurationError(f"'position_size' must be height and width in pixels, found {position_size!r}.")
+        self.input_channels, self.num_classes = input_channels, num_classes
+        self.dimensions = len(strides[0])
+        grid = token_grid(position_size)
+        self.bank = read_bank(candidates)
+        self.candidates = nn.ModuleList(build_candidate(c, input_channels, num_classes, grid) for c in self.bank)
+        self.decision = DecisionNetwork(input_channels, len(self.bank) + 1)
+        self.skip = SkipVote(num_classes)
+        self.set_regions(num_classes == 1)
+        self.register_buffer("decision_trained", torch.tensor(False))
+        sizes = [sum(p.numel() for p in candidate.parameters()) for candidate in self.candidates]
+        self.largest = sizes.index(max(sizes))
+        # A list here gets what every routed pass chose, one number a slice: 0 for skip, then the candidates.
+        self.record: list[list[int]] | None = None
+        self.register_load_state_dict_post_hook(_say_what_predicts)
+
+    def set_regions(self, regions: bool) -> None:
+        """Whether a skipped slice says background by all logits below 0 (regions) or by the first above the others."""
+        with torch.no_grad():
+            self.skip.logits.fill_(-SKIP_LOGIT)
+            if not regions:
+                self.skip.logits[0] = SKIP_LOGIT
+
+    @property
+    def routes(self) -> bool:
+        """Whether the decision network is trained, so that it may choose."""
+        return not self.decision_trained.is_meta and bool(self.decision_trained)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """`[B, C, D, H, W]` -> slices `[B * D, C, H, W]`; 2D images as they are."""
+        return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+
+    def unfold(self, slices: Tensor, x: Tensor) -> Tensor:
+        """Slices `[B * D, K, H, W]` of image `x` -> `[B, K, D, H, W]`."""
+        return slices if x.ndim == 4 else slices.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, C, H, W]` or `[B, C, D, H, W]` -> logits `[B, K, ...]`, routed slice by slice if `routes`."""
+        return self._routed(x) if self.routes else self.candidate(self.largest, x)
+
+    def candidate(self, index: int, x: Tensor) -> Tensor:
+        """Logits `[B, K, ...]` of one candidate on all slices of `x`."""
+        return self.unfold(self._segment(index, self.fold(x)), x)
+
+    def _segment(self, index: int, slices: Tensor) -> Tensor:
+        logits = self.candidates[index](slices)
+        return logits[0] if isinstance(logits, (list, tuple)) else logits
+
+    @torch.compiler.disable
+    def _routed(self, x: Tensor) -> Tensor:
+        slices = self.fold(x)
+        choices = self.decision(slices).float().argmax(1).tolist()
+        if self.record is not None:
+            self.record.append(choices)
+        groups = {choice: [n for n, c in enumerate(choices) if c == choice] for choice in sorted({*choices} - {0})}
+        results = []
+        with _NoBenchmark(slices):
+            for choice, numbers in groups.items():
+                where = torch.tensor(numbers, device=slices.device)
+                results.append((where, self._segment(choice - 1, slices.index_select(0, where))))
+        dtype = results[0][1].dtype if results else slices.dtype
+        shape = (len(slices), self.num_classes, *slices.shape[2:])
+        logits = self.skip.logits.to(dtype).view(1, -1, 1, 1).expand(shape).contiguous()
+        for where, result in results:
+            logits.index_copy_(0, where, result.to(dtype))
+        return self.unfold(logits, x)
+
+    def check_patch_size(self, patch_size: Sequence[int]) -> None:
+        """Runs candidates of other packages on torch's meta device.
+
+        Raises:
+            ConfigurationError: one cannot take slices of this patch, or gives another shape.
+        """
+        size = tuple(patch_size)[-2:]
+        for number, (described, network) in enumerate(zip(self.bank, self.candidates, strict=True), start=1):
+            if described.is_built_in:
+                continue
+            shadow = copy.deepcopy(network).to("meta").eval()
+            try:
+                logits = shadow(torch.empty(1, self.input_channels, *size, device="meta"))
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ConfigurationError(
+                    f"Candidate {number} ({described.type}) fails on slices {size}: {error}"
+                ) from error
+            logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+            if tuple(logits.shape) != (1, self.num_classes, *size):
+                raise ConfigurationError(
+                    f"Candidate {number} ({described.type}) gives {list(logits.shape)} for slices {size}, "
+                    f"expected {[1, self.num_classes, *size]}."
+                )
+
+    def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
+        """Elements that a training step keeps for one image: those of the candidate that keeps most.
+
+        Candidates are trained one after the other; what autograd saves is counted on torch's meta device.
+        """
+        slices = math.prod(patch_size[:-2])
+        x = torch.empty(max(slices, 2), self.input_channels, *patch_size[-2:], device="meta")
+        most = max(_kept_elements(candidate, x) for candidate in self.candidates)
+        return round(most * slices / len(x))
+
+
+class _NoBenchmark:
+    """Switches off cuDNN's search for the fastest algorithm, which would run anew for every size of a group."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.needed = x.is_cuda and torch.backends.cudnn.benchmark
+
+    def __enter__(self) -> None:
+        if self.needed:
+            torch.backends.cudnn.benchmark = False
+
+    def __exit__(self, *_: object) -> None:
+        if self.needed:
+            torch.backends.cudnn.benchmark = True
+
+
+def _kept_elements(network: nn.Module, x: Tensor) -> int:
+    shadow = copy.deepcopy(network).to("meta").train()
+    own = {parameter.untyped_storage()._cdata for parameter in shadow.parameters()}
+    saved = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = shadow(x)
+    elements = sum(storage.nbytes() for storage in saved.values()) // 4
+    del outputs
+    return elements
+
+
+def _say_what_predicts(network: nn.Module, _: Any) -> None:
+    assert isinstance(network, MedDANet)
+    if not network.routes and not network.decision_trained.is_meta:
+        largest = network.bank[network.largest].title
+        warnings.warn(
+            f"The decision network of these weights is not trained yet: {largest} predicts every slice.", stacklevel=3
+        )
+
+
+def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The paper's bank for a plan's strides, JSON values only. Used by the trainer and the planner."""
+    return {
+        "strides": [list(map(int, stride)) for stride in strides],
+        "candidates": copy.deepcopy(PAPER_BANK),
+        "position_size": list(POSITION_SIZE),
+    }

@@ -1,0 +1,86 @@
+"""What Med-DANet's training can be told in a plans file, besides what every method knows."""
+
+from dataclasses import dataclass
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.options import TrainingOptions, option
+
+
+@dataclass(frozen=True)
+class MedDANetOptions(TrainingOptions):
+    """Options of `MedDANetTrainer`: first the bank is trained, then the decision network (section 4.1 of the paper).
+
+    The epochs of the phases are shares of `num_epochs`, as 300, 400 and 450 are in the paper, unless they are given.
+    """
+
+    initial_lr: float = option(1e-4, "peak learning rate of the candidates", low=1e-12)
+    weight_decay: float = option(1e-5, "of Adam, for candidates and decision network", low=0)
+    decision_lr: float = option(0.01, "peak learning rate of the decision network (authors' code: 0.001)", low=1e-12)
+    bank_epochs: int | None = option(None, "epochs of the bank, the rest is the decision network's; null: 8/9", low=1)
+    leave_epoch: int | None = option(None, "epoch in which leaving candidates stop; null: 2/3 of all epochs", low=1)
+    leaving_candidates: list | None = option(None, "numbers from 1 of those that stop early; null: the cheaper half")
+    alpha: float = option(0.001, "weight of cheapness in the choice metric", low=0, high=1)
+    class_weights: list | None = option(None, "of skip and each candidate; null: 0.5, 1.0, 1.1, 1.2, ...")
+    slices_per_step: int = option(64, "3D: at most this many slices of a batch are used in a step, at random", low=1)
+
+    def __post_init__(self) -> None:
+        """Checks what limits of single options do not say."""
+        if self.bank_epochs is not None and self.bank_epochs > self.num_epochs:
+            raise ConfigurationError(
+                f"Option 'bank_epochs' must be at most num_epochs ({self.num_epochs}), found {self.bank_epochs}."
+            )
+        weights = self.class_weights
+        if weights is not None and any(type(w) not in (int, float) or not 0 < w < float("inf") for w in weights):
+            raise ConfigurationError(f"Option 'class_weights' must be numbers above 0, found {weights!r}.")
+        numbers = self.leaving_candidates
+        if numbers is not None and any(type(n) is not int or n < 1 for n in numbers):
+            raise ConfigurationError(f"Option 'leaving_candidates' must be numbers from 1, found {numbers!r}.")
+
+    @property
+    def decision_start(self) -> int:
+        """The first epoch of the decision network; with `num_epochs` there is none."""
+        if self.bank_epochs is not None:
+            return self.bank_epochs
+        return 1 if self.num_epochs == 1 else min(max(round(8 / 9 * self.num_epochs), 1), self.num_epochs - 1)
+
+    @property
+    def leave_start(self) -> int:
+        """The first epoch without the leaving candidates, at most `decision_start`."""
+        wanted = max(round(2 / 3 * self.num_epochs), 1) if self.leave_epoch is None else self.leave_epoch
+        return min(wanted, self.decision_start)
+
+    def weights(self, candidates: int) -> list[float]:
+        """Class weights for skip and so many candidates.
+
+        Raises:
+            ConfigurationError: `class_weights` has another length.
+        """
+        if self.class_weights is None:
+            return [0.5, *(round(1 + 0.1 * number, 1) for number in range(candidates))]
+        if len(self.class_weights) != candidates + 1:
+            raise ConfigurationError(
+                f"Option 'class_weights' needs {candidates + 1} numbers, for skip and {candidates} candidates, "
+                f"found {len(self.class_weights)}."
+            )
+        return [float(weight) for weight in self.class_weights]
+
+    def leaving(self, macs: list[int]) -> list[int]:
+        """Indices of the candidates that stop early, given what each costs; by default the cheaper half.
+
+        Raises:
+            ConfigurationError: `leaving_candidates` names one that does not exist, or all.
+        """
+        if self.leaving_candidates is None:
+            return sorted(sorted(range(len(macs)), key=lambda index: macs[index])[: len(macs) // 2])
+        chosen = {number - 1 for number in self.leaving_candidates}
+        if max(chosen, default=-1) >= len(macs) or len(chosen) == len(macs):
+            raise ConfigurationError(
+                f"Option 'leaving_candidates' must name some of the {len(macs)} candidates, not all, "
+                f"found {self.leaving_candidates}."
+            )
+        return sorted(chosen)
+
+
+def warm_poly_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up over `warmup` steps, times (1 - step / total)^0.9; the authors' schedule, by optimizer steps."""
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * (1 - step / total) ** 0.9

@@ -1,0 +1,199 @@
+"""Labels of the decision network: equation 4 with the paper's numbers, Dice of slices by hand, unknown slices."""
+
+import pytest
+import torch
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_danet.choice import (
+    UNKNOWN,
+    cheapness,
+    choice_labels,
+    decision_loss,
+    scaled_costs,
+    slice_dice,
+    truth_and_valid,
+    without_unknown,
+)
+from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
+
+F_128 = [0.605, 1.067, 2.358, 4.979]
+F_240 = [2.126, 3.75, 8.882, 19.878]
+
+
+def label(scores, foreground=100, costs=F_128, **kwargs):
+    return int(choice_labels(torch.tensor([scores]), torch.tensor([foreground]), costs, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [(F_128, [0.496133, 0.242538, 0.145189, 0.116140]), (F_240, [0.315264, 0.257163, 0.220441, 0.207131])],
+)
+def test_cheapness_is_the_papers(costs, expected):
+    assert cheapness(costs).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], 1),
+        ([0.9, 0.90025, 0.9, 0.9], 1),
+        ([0.9, 0.90026, 0.9, 0.9], 2),
+        ([0.9, 0.9, 0.90034, 0.9], 1),
+        ([0.9, 0.9, 0.90036, 0.9], 3),
+        ([0.9, 0.9, 0.9, 0.90037], 1),
+        ([0.9, 0.9, 0.9, 0.90039], 4),
+        ([0.9, 0.9, 0.9002, 0.9003], 1),
+        ([0.0, 0.0, 0.0, 0.0], 1),
+        ([1.0, 1.0, 1.0, 1.0], 1),
+    ],
+)
+def test_a_candidate_must_gain_more_than_its_cost(scores, expected):
+    assert label(scores) == expected
+
+
+def test_slices_without_foreground_are_skipped_whatever_the_scores():
+    assert label([0.0, 1.0, 0.5, 0.9], foreground=0) == 0
+    assert label([0.0, 1.0, 0.5, 0.9], foreground=1) == 2
+
+
+def test_alpha_zero_takes_the_best_and_alpha_one_the_cheapest():
+    assert label([0.9, 0.90001, 0.9, 0.9], alpha=0.0) == 2
+    assert label([0.1, 0.9, 0.9, 1.0], alpha=1.0) == 1
+
+
+def test_costs_are_scaled_so_that_the_cheapest_is_the_papers():
+    assert scaled_costs([200, 100, 400]) == pytest.approx([1.21, 0.605, 2.42])
+
+
+@pytest.mark.parametrize("costs", [[1.0, 2.0], [1.0, 2.0, 3.0, 0.0]])
+def test_costs_must_fit_the_candidates(costs):
+    with pytest.raises(ConfigurationError, match="Each of the 4 candidates needs a cost above 0"):
+        label([0.9] * 4, costs=costs)
+
+
+def slices(*rows):
+    """Slices of one row each, as targets `[N, 1, 1, W]`."""
+    return torch.tensor(rows, dtype=torch.float32)[:, None, None]
+
+
+def one_hot_logits(*rows, classes=3):
+    return torch.nn.functional.one_hot(torch.tensor(rows), classes).movedim(-1, 1)[:, :, None].float()
+
+
+def test_dice_is_the_mean_over_foreground_classes_of_each_slice():
+    target = slices([0, 1, 1, 2], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0])
+    logits = one_hot_logits([0, 1, 2, 2], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 2])
+    dice = slice_dice(logits, *truth_and_valid(target, 3))
+    # absent from both counts 1, predicted where absent 0
+    assert dice.tolist() == pytest.approx([2 / 3, (2 / 3 + 1) / 2, 1.0, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_the_same_labels(dtype):
+    """Sums over 70,000 pixels, which neither half type can hold, and scores that differ in the fourth digit."""
+    target = torch.ones(1, 1, 1, 70_000)
+    candidates = []
+    for wrong in (200, 180, 170, 150):
+        logits = torch.zeros(1, 2, 1, 70_000)
+        logits[:, 1] = 1
+        logits[..., :wrong] = -logits[..., :wrong]
+        candidates.append(logits)
+    truth, valid = truth_and_valid(target, 2)
+    found = []
+    for kind in (torch.float32, dtype):
+        scores = torch.stack([slice_dice(logits.to(kind), truth, valid) for logits in candidates], 1)
+        assert scores.dtype == torch.float32
+        found.append(int(choice_labels(scores, truth.flatten(1).sum(1), F_128)))
+    assert found == [1, 1]
+    assert float(scores[0, 3] - scores[0, 0]) == pytest.approx(0.000358, abs=1e-5)  # below the fourth's 0.000380
+
+
+def test_regions_are_scored_by_the_sign_of_their_logits():
+    masks = torch.tensor([[[[1, 1, 1, 0]], [[0, 1, 0, 0]]]], dtype=torch.bool)
+    logits = torch.tensor([[[[1.0, 1, -1, -1]], [[-1, 2, -1, -1]]]])
+    dice = slice_dice(logits, *truth_and_valid(masks, 2, regions=True), regions=True)
+    assert dice.tolist() == pytest.approx([(0.8 + 1) / 2], abs=1e-6)
+
+
+def test_ignored_pixels_count_for_nobody():
+    target = slices([3, 3, 1, 0])
+    truth, valid = truth_and_valid(target, 3, ignore_label=3)
+    assert slice_dice(one_hot_logits([1, 2, 1, 0]), truth, valid).tolist() == pytest.approx([1.0])
+    masks = torch.tensor([[[[1, 0, 1, 0]], [[0, 0, 0, 0]], [[1, 1, 0, 0]]]]).float()  # two regions and the ignored
+    truth, valid = truth_and_valid(masks, 2, regions=True, ignore_label=3)
+    assert valid.flatten().tolist() == [False, False, True, True]
+    assert truth[0, 0].flatten().tolist() == [False, False, True, False]
+
+
+def test_slices_that_are_partly_annotated_and_show_no_foreground_are_unknown():
+    target = slices([3, 3, 1, 0], [3, 0, 0, 0], [3, 3, 3, 3], [0, 0, 0, 0])
+    truth, valid = truth_and_valid(target, 3, ignore_label=3)
+    labels = without_unknown(torch.tensor([2, 0, 0, 0]), truth, valid)
+    assert labels.tolist() == [2, UNKNOWN, UNKNOWN, 0]
+
+
+def test_the_loss_ignores_unknown_slices_and_is_zero_where_nothing_is_known():
+    logits = torch.randn(3, 3, requires_grad=True)
+    weights = [0.5, 1.0, 1.1]
+    some = decision_loss(logits, torch.tensor([1, UNKNOWN, 0]), weights)
+    expected = -(1.0 * logits.log_softmax(1)[0, 1] + 0.5 * logits.log_softmax(1)[2, 0]) / 1.5
+    assert float(some.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+    nothing = decision_loss(logits, torch.full((3,), UNKNOWN), weights)
+    nothing.backward()
+    assert float(nothing.detach()) == 0 and torch.equal(logits.grad, torch.zeros(3, 3))
+
+
+def test_the_loss_of_half_precision_logits_is_computed_in_float32():
+    logits = torch.tensor([[10.0, -10.0]], dtype=torch.float16)
+    assert decision_loss(logits, torch.tensor([1]), [1.0, 1.0]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("epochs", "borders"),
+    [(450, (300, 400)), (1000, (667, 889)), (1, (1, 1)), (2, (1, 1)), (3, (2, 2)), (9, (6, 8))],
+)
+def test_phases_are_the_papers_shares(epochs, borders):
+    options = MedDANetOptions(num_epochs=epochs)
+    assert (options.leave_start, options.decision_start) == borders
+
+
+def test_phases_can_be_given():
+    options = MedDANetOptions(num_epochs=10, bank_epochs=4, leave_epoch=7)
+    assert (options.leave_start, options.decision_start) == (4, 4)
+
+
+def test_class_weights_and_leaving_candidates():
+    assert MedDANetOptions().weights(4) == [0.5, 1.0, 1.1, 1.2, 1.3]
+    assert MedDANetOptions().leaving([10, 30, 20, 40]) == [0, 2]
+    assert MedDANetOptions(leaving_candidates=[4]).leaving([1, 2, 3, 4]) == [3]
+    assert MedDANetOptions(leaving_candidates=[]).leaving([1, 2]) == []
+    assert MedDANetOptions().leaving([5]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bank_epochs": 11, "num_epochs": 10}, "at most num_epochs"),
+        ({"class_weights": [1, 0]}, "numbers above 0"),
+        ({"leaving_candidates": [0]}, "numbers from 1"),
+        ({"alpha": 2}, "'alpha' must be from 0 to 1"),
+    ],
+)
+def test_bad_options_are_refused_in_words(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        MedDANetOptions.from_plans(values)
+
+
+def test_options_that_do_not_fit_the_bank_are_refused():
+    with pytest.raises(ConfigurationError, match="needs 3 numbers, for skip and 2 candidates, found 2"):
+        MedDANetOptions(class_weights=[1, 2]).weights(2)
+    for numbers in ([3], [1, 2]):
+        with pytest.raises(ConfigurationError, match="some of the 2 candidates, not all"):
+            MedDANetOptions(leaving_candidates=numbers).leaving([1, 2])
+
+
+def test_the_rate_warms_up_and_falls_to_almost_nothing():
+    rates = [warm_poly_rate(step, 100, 10, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[4] == pytest.approx(0.5 * 0.96**0.9)
+    assert rates[50] == pytest.approx(0.5**0.9)
+    assert 0 < rates[99] < 0.02
