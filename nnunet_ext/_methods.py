@@ -93,6 +93,19 @@ METHODS = {
         costs="nnunet_ext.e2enet.costs.cost_report",
         presets="nnunet_ext.e2enet.presets.PRESETS",
     ),
+    "med_danet": Method(
+        name="med_danet",
+        title="Med-DANet",
+        trainer="MedDANetTrainer",
+        planner="MedDANetPlanner",
+        plans_name="MedDANetPlans",
+        network="nnunet_ext.med_danet.network.MedDANet",
+        options="nnunet_ext.med_danet.options.MedDANetOptions",
+        arch_kwargs="nnunet_ext.med_danet.network.arch_kwargs_from_strides",
+        costs="nnunet_ext.med_danet.costs.cost_report",
+        presets="nnunet_ext.med_danet.presets.PRESETS",
+        further_costs="nnunet_ext.med_danet.costs.further_cost_reports",
+    ),
 }
 
 

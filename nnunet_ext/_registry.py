@@ -12,10 +12,12 @@ TRAINERS = {
     "DiNTSSearchTrainer": "nnunet_ext.trainers.dints_search",
     "DiNTSTrainer": "nnunet_ext.trainers.dints",
     "E2ENetTrainer": "nnunet_ext.trainers.e2enet",
+    "MedDANetTrainer": "nnunet_ext.trainers.med_danet",
 }
 PLANNERS = {
     "DiNTSPlanner": "nnunet_ext.plans.dints",
     "E2ENetPlanner": "nnunet_ext.plans.e2enet",
+    "MedDANetPlanner": "nnunet_ext.plans.med_danet",
 }
 CLASSES = {
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer": TRAINERS,

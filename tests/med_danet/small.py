@@ -8,6 +8,16 @@ TINY_BANK = [
     {"type": "transbts", "width": 2, "layers": 1, "embedding": 8, "heads": 2, "hidden": 8},
     {"type": "transbts", "width": 4, "layers": 2, "embedding": 8, "heads": 2, "hidden": 8},
 ]
+TWO = [TINY_BANK[0], TINY_BANK[2]]
+OPTIONS = {
+    "num_epochs": 3,
+    "leave_epoch": 1,
+    "bank_epochs": 2,
+    "num_iterations_per_epoch": 4,
+    "num_val_iterations_per_epoch": 2,
+    "save_every": 50,
+    "initial_lr": 0.001,
+}
 PLAIN_UNET = {
     "type": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "kwargs": {

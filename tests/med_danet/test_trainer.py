@@ -1,0 +1,232 @@
+"""MedDANetTrainer keeps the trainer contract; its phases, labels and ranks are tested here."""
+
+import json
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from contract.trainer import LABELS, REGIONS, STRIDES, TrainerContract, assert_equal, checkpoint
+from end_to_end.stock import segmentations
+from med_danet.ranks import train_one_rank
+from med_danet.small import OPTIONS, TWO, arch_kwargs
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_danet.choice import UNKNOWN
+
+
+class TestMedDANetTrainer(TrainerContract):
+    trainer = "MedDANetTrainer"
+    planner = "MedDANetPlanner"
+    plans = "MedDANetPlans"
+    arch_kwargs = arch_kwargs(STRIDES, TWO)
+    options = OPTIONS
+
+    def tiny(self, workspace, name="TinyPlans", **options):
+        if "num_epochs" in options:  # the contract's other lengths, with the phases' own shares
+            options = {"bank_epochs": None, "leave_epoch": None, **options}
+        words = super().tiny(workspace, name, **{"save_every": 1, **options})
+        plans = workspace.plans(name)
+        planar = plans["configurations"].get("2d")
+        if planar is not None:
+            deep = plans["configurations"]["3d_fullres"]
+            planar.update({"patch_size": [32, 32], "batch_size": 4, "nnunet_ext": deep["nnunet_ext"]})
+            planar["architecture"] = {
+                **deep["architecture"],
+                "arch_kwargs": arch_kwargs([stride[1:] for stride in STRIDES], TWO),
+            }
+            workspace.write_plans(plans, name)
+        return words
+
+    def parts(self, trainer):
+        network = trainer.net
+        return [deepcopy(part.state_dict()) for part in (*network.candidates, network.decision)]
+
+    def moved(self, trainer):
+        """Which parts (candidates, then the decision network) the next epoch changes, running statistics included."""
+        before = self.parts(trainer)
+        self.run_epoch(trainer)
+        after = self.parts(trainer)
+        return [any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(before, after, strict=True)]
+
+    @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+    def test_each_phase_moves_its_parts_and_nothing_else(self, workspace, configuration):
+        plans = self.handmade()
+        planar = plans["configurations"]["2d"]
+        planar.update(
+            nnunet_ext=self.options,
+            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
+        )
+        trainer = self.build(plans, configuration=configuration)
+        trainer.initialize()
+        assert trainer.leaving == [0]
+        stay = [False, True]
+        assert self.moved(trainer) == [True, True, False]
+        assert self.moved(trainer) == [*stay, False]
+        assert not trainer.net.routes
+        assert self.moved(trainer) == [False, False, True]
+        assert trainer.net.routes
+        rows = json.loads((workspace.model_fold(trainer) / "med_danet_history.json").read_text())
+        assert [row["phase"] for row in rows] == ["bank", "bank", "decision"]
+        assert [loss is not None for loss in rows[1]["candidate_losses"]] == stay
+        assert rows[0]["choices"] is None and sum(rows[2]["choices"]) == 2 * 2 * (8 if configuration != "2d" else 1)
+        assert sum(rows[2]["labels"]) == 4 * 2 * (8 if configuration != "2d" else 1)
+
+    def test_the_best_checkpoint_is_one_that_routes(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        fold = workspace.model_fold(trainer)
+        for _ in range(2):
+            self.run_epoch(trainer)
+        trainer._best_ema = 2.0  # a Dice that no epoch can reach again
+        assert (fold / "checkpoint_best_bank.pth").is_file() and not (fold / "checkpoint_best.pth").exists()
+        self.run_epoch(trainer)
+        best = checkpoint(fold, "checkpoint_best.pth")
+        assert bool(best["network_weights"]["decision_trained"])
+        means = trainer.logger.local_logger.my_fantastic_logging
+        assert means["ema_fg_dice"][-1] == means["mean_fg_dice"][-1]
+        assert trainer._best_ema == means["ema_fg_dice"][-1]
+
+    def test_the_border_has_a_checkpoint_whatever_save_every_says(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        fold = workspace.model_fold(trainer)
+        self.run_epoch(trainer)
+        assert not (fold / "checkpoint_latest.pth").exists()
+        self.run_epoch(trainer)
+        assert checkpoint(fold, "checkpoint_latest.pth")["current_epoch"] == 2
+
+    def test_one_epoch_trains_the_bank_only(self, workspace):
+        trainer = self.build(self.handmade(num_epochs=1, bank_epochs=None, leave_epoch=None))
+        trainer.initialize()
+        assert self.moved(trainer) == [True, True, False]
+        assert not trainer.net.routes
+        assert (workspace.model_fold(trainer) / "checkpoint_best.pth").is_file()
+
+    def test_pretrained_decisions_are_not_taken_over(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        trainer.net.decision_trained.fill_(True)
+        self.run_epoch(trainer)
+        assert not trainer.net.routes
+
+    def test_rates_of_both_phases(self, workspace):
+        trainer = self.build(self.handmade(decision_lr=0.5))
+        trainer.initialize()
+        rates = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        for _ in range(3):
+            self.run_epoch(trainer)
+        bank = [0.001 * min(1, (k + 1) / 4) * (1 - k / 8) ** 0.9 for k in range(8)]
+        decision = [0.5 * min(1, (k + 1) / 4) * (1 - k / 4) ** 0.9 for k in range(4)]
+        assert rates == pytest.approx(bank + decision)
+
+    def test_candidates_in_turn_give_the_gradients_of_the_mean_loss(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        for module in trainer.net.modules():  # dropout would draw in another order
+            if isinstance(module, (torch.nn.Dropout, torch.nn.Dropout2d)):
+                module.p = 0.0
+        batch = self.batch(trainer, 0)
+        trainer._bank_losses(batch["data"], batch["target"])
+        found = [p.grad.clone() for p in trainer.net.candidates.parameters() if p.grad is not None]
+        trainer.optimizer.zero_grad()
+        x, target = batch["data"], batch["target"]
+        sum(trainer.loss(trainer.net.candidate(i, x), target) for i in range(2)).backward()
+        assert_equal(found, [p.grad for p in trainer.net.candidates.parameters()])
+
+    def test_deep_patches_are_thinned_to_random_slices(self, workspace):
+        trainer = self.build(self.handmade(slices_per_step=6))
+        trainer.initialize()
+        data = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(2, 1, 8, 4, 4)
+        thin, target = trainer._slices_of(data, data + 100)
+        depths = thin[0, 0, :, 0, 0].tolist()
+        assert len(depths) == 3 and depths == sorted(set(depths))
+        assert torch.equal(target, thin + 100)
+
+    def test_labels_follow_the_best_candidate_and_skip_the_empty(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        slices = torch.zeros(4, 1, 16, 16)
+        target = torch.zeros(4, 1, 16, 16)
+        target[1:, :, 4:8] = 1
+        target[2:, :, 8:10] = 2
+        seen = []
+
+        def perfect(x):
+            seen.append(len(x))
+            return torch.nn.functional.one_hot(target[1:, 0].long(), 3).movedim(-1, 1).float()
+
+        def poor(x):
+            return torch.zeros(len(x), 3, 16, 16)
+
+        for index, forward in enumerate((poor, perfect)):
+            trainer.net.candidates[index].forward = forward
+        assert trainer.labels(slices, target).tolist() == [0, 2, 2, 2]
+        assert seen == [3]
+
+    def test_ignored_slices_teach_nothing(self, workspace):
+        labels = {**LABELS, "labels": {**LABELS["labels"], "ignore": 3}}
+        trainer = self.build(labels=labels)
+        trainer.initialize()
+        trainer.current_epoch = 2
+        trainer.on_train_epoch_start()
+        batch = {"data": torch.randn(2, 1, 8, 16, 16), "target": torch.full((2, 1, 8, 16, 16), 3.0)}
+        before = self.parts(trainer)[-1]
+        assert trainer.labels(*(trainer.net.fold(batch[k]) for k in ("data", "target"))).tolist() == [UNKNOWN] * 16
+        assert float(trainer.train_step(batch)["loss"]) == 0
+        weights = {k: v for k, v in before.items() if "running" not in k and v.is_floating_point()}
+        # only the decay of the weights moves them
+        for key, value in weights.items():
+            torch.testing.assert_close(self.parts(trainer)[-1][key], value, rtol=0, atol=0.02)
+
+    def test_regions_train_through_both_phases(self, workspace):
+        trainer = self.build(labels=REGIONS)
+        trainer.initialize()
+        losses = [self.run_epoch(trainer) for _ in range(3)]
+        assert np.isfinite(losses).all()
+        assert (trainer.net.skip.logits < 0).all()
+
+    def test_3d_images_are_mirrored_and_rotated_in_the_plane_only(self, workspace):
+        trainer = self.build()
+        _, dummy_2d, size, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert dummy_2d and size[0] == 8
+        assert trainer.inference_allowed_mirroring_axes == (1, 2)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"class_weights": [1.0] * 5}, "needs 3 numbers, for skip and 2 candidates"),
+            ({"leaving_candidates": [5]}, "some of the 2 candidates"),
+            ({"bank_epochs": 4}, "at most num_epochs"),
+        ],
+    )
+    def test_options_that_do_not_fit_are_refused(self, workspace, options, message):
+        with pytest.raises(ConfigurationError, match=message):
+            self.build(self.handmade(**options))
+        assert list(workspace.results.iterdir()) == []
+
+    def test_two_ranks_stay_equal_across_both_borders(self, workspace):
+        torch.multiprocessing.spawn(train_one_rank, (str(workspace.root), workspace.folders), nprocs=2)
+        first, second = (torch.load(workspace.root / f"rank{rank}") for rank in (0, 1))
+        assert first["epochs"] == second["epochs"] == 3
+        assert first["data"] != second["data"]
+        for one, other in zip(first["weights"], second["weights"], strict=True):
+            assert_equal(one, other)
+        assert any(
+            not torch.equal(a, b)
+            for a, b in zip(first["weights"][0].values(), first["weights"][2].values(), strict=True)
+        )
+
+    @pytest.mark.slow
+    def test_2d_through_the_stock_commands(self, planned, tmp_path):
+        words = self.tiny(planned)
+        planned.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "TinyPlans", "-c", "2d", "-np", 1)
+        planned.train("2d", 0, *words, "--npz")
+        images = planned.raw / planned.dataset / "imagesTs"
+        predicted = planned.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", 0)
+        assert predicted.keys() == segmentations(tmp_path / "out").keys()
+        saved = checkpoint(planned.model(self.trainer, "TinyPlans", "2d") / "fold_0")
+        assert bool(saved["network_weights"]["decision_trained"])
