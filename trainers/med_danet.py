@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunet_ext.files import write_json
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import (
     UNKNOWN,
@@ -25,7 +26,7 @@ from nnunet_ext.med_danet.choice import (
     truth_and_valid,
     without_unknown,
 )
-from nnunet_ext.med_danet.costs import candidate_cost
+from nnunet_ext.med_danet.costs import candidate_cost, spent_report
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
 from nnunet_ext.trainers.base import ExtTrainer, unwrap
@@ -273,6 +274,24 @@ class MedDANetTrainer(ExtTrainer):
         chosen = [choice for choices in self.net.record or [] for choice in choices]
         self.net.record = None
         self._notes["choices"] = np.bincount(np.array(chosen, int), minlength=len(self.class_weights)).tolist()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's; then writes what routing chose and spent over all tiles and mirrored passes of the cases."""
+        self.net.record = []
+        super().perform_actual_validation(save_probabilities)
+        chosen = [choice for choices in self.net.record for choice in choices]
+        self.net.record = None
+        if not chosen or self.local_rank != 0:
+            return
+        network, size = self.net, self.configuration_manager.patch_size[-2:]
+        counts = np.bincount(chosen, minlength=len(network.bank) + 1).tolist()
+        report = spent_report(counts, network.input_channels, network.num_classes, size, network.bank)
+        write_json(os.path.join(self.output_folder, "validation", "med_danet_spent.json"), report)
+        shares = ", ".join(f"{n} {r:.1%}" for n, r in zip(report["choices"], report["ratios"], strict=True))
+        self.print_to_log_file(
+            f"Routing of {report['slices']} slices: {shares}. {report['gmacs']:.2f} GMACs with the decisions, "
+            f"{report['gmacs_unrouted']:.2f} with {network.bank[network.largest].title} on every slice."
+        )
 
     def history_row(self) -> dict[str, Any]:
         """Phase, mean loss of each candidate, labels of the training and choices of the validation (skip first)."""

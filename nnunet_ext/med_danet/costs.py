@@ -233,3 +233,26 @@ def spent_macs(counts: Sequence[int], bank: Sequence[Part], decision: Part) -> i
     """
     chosen = sum(count * part.macs for count, part in zip(counts[1:], bank, strict=True))
     return sum(counts) * decision.macs + chosen
+
+
+def spent_report(
+    counts: Sequence[int], channels: int, num_classes: int, size: Sequence[int], candidates: Sequence[Candidate]
+) -> dict[str, Any]:
+    """What routing spent on slices of `size` (pixels), true multiply-adds, against the largest candidate on all.
+
+    Args:
+        counts: slices that were skipped, then slices of each candidate; tiles and mirrored passes count each.
+    """
+    bank = [candidate_cost(candidate, channels, num_classes, size) for candidate in candidates]
+    decision = total(decision_parts(channels, len(bank) + 1, size))
+    return {
+        "slices": sum(counts),
+        "slice_size": [int(side) for side in size],
+        "choices": ["skip", *(candidate.title for candidate in candidates)],
+        "counts": list(counts),
+        "ratios": [count / max(1, sum(counts)) for count in counts],
+        "gmacs": spent_macs(counts, bank, decision) / GIGA,
+        "gmacs_decision": sum(counts) * decision.macs / GIGA,
+        "gmacs_unrouted": sum(counts) * bank[largest(bank)].macs / GIGA,
+        "convention": "true",
+    }

@@ -13,6 +13,7 @@ from nnunet_ext.med_danet.costs import (
     cost_report,
     decision_parts,
     spent_macs,
+    spent_report,
     total,
 )
 from nnunet_ext.med_danet.decision import DecisionNetwork
@@ -86,6 +87,13 @@ def test_routing_spends_the_decision_and_what_was_chosen():
     bank, decision = costs(128), total(decision_parts(4, 5, (128, 128)))
     assert spent_macs([3, 0, 0, 0, 0], bank, decision) == 3 * 4_083_200
     assert spent_macs([1, 2, 0, 0, 1], bank, decision) == 4 * 4_083_200 + 2 * MACS_128[0] + MACS_128[3]
+
+
+def test_the_report_of_a_validation():
+    report = spent_report([3, 1, 0, 0, 0], 4, 4, (128, 128), read_bank(PAPER_BANK))
+    assert report["ratios"] == [0.75, 0.25, 0, 0, 0]
+    assert report["gmacs"] == pytest.approx((4 * 4_083_200 + MACS_128[0]) / 1e9)
+    assert report["gmacs_unrouted"] == pytest.approx(4 * MACS_128[3] / 1e9)
 
 
 def test_sixteen_windows_cover_a_slice_in_the_papers_first_setting():

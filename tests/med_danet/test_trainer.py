@@ -228,5 +228,8 @@ class TestMedDANetTrainer(TrainerContract):
         images = planned.raw / planned.dataset / "imagesTs"
         predicted = planned.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", 0)
         assert predicted.keys() == segmentations(tmp_path / "out").keys()
-        saved = checkpoint(planned.model(self.trainer, "TinyPlans", "2d") / "fold_0")
+        fold = planned.model(self.trainer, "TinyPlans", "2d") / "fold_0"
+        spent = json.loads((fold / "validation" / "med_danet_spent.json").read_text())
+        assert sum(spent["counts"]) == spent["slices"] >= 20 * 4  # slices of the case, four mirrored passes
+        saved = checkpoint(fold)
         assert bool(saved["network_weights"]["decision_trained"])
