@@ -10,14 +10,15 @@ def train_one_rank(rank, folder, folders):
     torch.set_num_threads(1)
     os.environ.update(folders)
     from contract.trainer import STRIDES, TrainerContract
-    from med_danet.small import OPTIONS, TWO, arch_kwargs
+    from med_danet.small import OPTIONS, TWO
+    from med_danet.small import arch_kwargs as tiny_kwargs
 
     data, weights = [], []
 
     class Rank(TrainerContract):
         trainer = "MedDANetTrainer"
         options = OPTIONS
-        arch_kwargs = arch_kwargs(STRIDES, TWO)
+        arch_kwargs = tiny_kwargs(STRIDES, TWO)
 
         def batch(self, trainer, number):
             batch = super().batch(trainer, 10_000 * rank + number)
