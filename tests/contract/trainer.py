@@ -317,7 +317,9 @@ class TrainerContract:
         trained.train("3d_fullres", 0, *words, "-pretrained_weights", model / "fold_2" / "checkpoint_final.pth")
         source = checkpoint(model / "fold_2")["network_weights"]
         tuned = checkpoint(trained.model(self.trainer, "FineTunePlans", "3d_fullres") / "fold_0")["network_weights"]
-        compared = [k for k, v in source.items() if ".seg_layers." not in k and v.is_floating_point()]
+        # BatchNorm's statistics follow the data, whatever the learning rate.
+        skip = (".seg_layers.", ".running_")
+        compared = [k for k, v in source.items() if v.is_floating_point() and not any(part in k for part in skip)]
         assert len(compared) > 5
         for key in compared:  # one step at 1e-9 moves a weight by less than 1e-6
             torch.testing.assert_close(tuned[key], source[key], rtol=0, atol=1e-6)
