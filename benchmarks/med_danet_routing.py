@@ -1,0 +1,260 @@
+"""What Med-DANet's routing saves on volumes of which half of the slices are empty, and what it costs in Dice.
+
+    python benchmarks/med_danet_routing.py --out benchmarks/results/med_danet_routing.json
+
+A small bank (its candidates differ in cost as the paper's do) and its decision network are trained with
+`MedDANetTrainer` on generated phantoms: a body in every slice with a dark and a bright distractor, and a target of two
+classes in half of the slices. Then new phantoms are predicted with nnU-Net's predictor, mirroring included: routed,
+and with the largest candidate on every slice, in turns within one process. Times are wall-clock of whole volumes; a
+ratio is the time of the largest candidate over the routed time in the same round.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_ext.med_danet.choice import truth_and_valid
+
+BANKS = {
+    "small": [
+        {"type": "unet", "width": 4},
+        {"type": "unet", "width": 6},
+        {"type": "transbts", "width": 8, "layers": 1, "embedding": 256, "heads": 4, "hidden": 1024},
+        {"type": "transbts", "width": 8, "layers": 4, "embedding": 256, "heads": 4, "hidden": 1024},
+    ],
+    "paper": [
+        {"type": "unet", "width": 12},
+        {"type": "unet", "width": 16},
+        {"type": "transbts", "width": 16, "layers": 1},
+        {"type": "transbts", "width": 16, "layers": 4},
+    ],
+}
+LABELS = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "outer": 1, "inner": 2},
+    "numTraining": 5,
+    "file_ending": ".nii.gz",
+}
+
+
+def ellipse(size, centre, radii):
+    y, x = np.ogrid[: size[0], : size[1]]
+    return ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 <= 1
+
+
+def phantom(rng, size):
+    """Image and labels, float32 and uint8 `[D, H, W]`: labels in one run of slices, half of the depth."""
+    depth, *plane = size
+    sides = np.array(plane)
+    image, labels = np.zeros(size, np.float32), np.zeros(size, np.uint8)
+    start = int(rng.integers(0, depth // 2 + 1))
+    centre = sides * rng.uniform(0.4, 0.6, 2)
+    radii = sides * rng.uniform(0.14, 0.22, 2)
+    others = [(sides * rng.uniform(0.25, 0.75, 2), sides * rng.uniform(0.05, 0.1, 2), v) for v in (-1.0, 3.2)]
+    body = ellipse(plane, sides / 2, sides * 0.45)
+    for k in range(depth):
+        image[k] = body
+        for place, extent, value in others:
+            image[k][ellipse(plane, place, extent)] = value
+        if start <= k < start + depth // 2:
+            width = 0.45 + 0.55 * np.sin(np.pi * (k - start + 0.5) / (depth // 2))
+            outer = ellipse(plane, centre, radii * width)
+            inner = ellipse(plane, centre, radii * width * 0.5)
+            image[k][outer], image[k][inner] = 1.9, 2.5
+            labels[k][outer], labels[k][inner] = 1, 2
+    image += rng.normal(0, 0.3, size).astype(np.float32)
+    return (image - image.mean()) / image.std(), labels
+
+
+def batch(rng, count, size):
+    made = [phantom(rng, size) for _ in range(count)]
+    data, target = (torch.from_numpy(np.stack(arrays))[:, None].float() for arrays in zip(*made, strict=True))
+    return {"data": data, "target": target}
+
+
+def plans(bank, size, options):
+    """A plans dict as nnU-Net's planner writes it, with one tile for a volume."""
+    strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "Phantoms_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(size),
+        "median_image_size_in_voxels": list(size),
+        "spacing": [2.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": resampling for what in ("data", "seg", "probabilities")},
+        "architecture": {
+            "network_class_name": "nnunet_ext.med_danet.network.MedDANet",
+            "arch_kwargs": {"strides": strides, "candidates": bank, "position_size": list(size[1:])},
+            "_kw_requires_import": [],
+        },
+        "batch_dice": False,
+        "nnunet_ext": options,
+    }
+    return {
+        "dataset_name": "Dataset001_Phantoms",
+        "plans_name": "Phantoms",
+        "original_median_spacing_after_transp": [2.0, 1.0, 1.0],
+        "original_median_shape_after_transp": list(size),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
+        "continue_training": False,
+    }
+
+
+def train(trainer, rng, size):
+    """Both phases as nnU-Net goes through them, on new phantoms in every step; returns a row for each epoch."""
+    rows = []
+    for epoch in range(trainer.num_epochs):
+        start = time.perf_counter()
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        outputs = [trainer.train_step(batch(rng, 2, size)) for _ in range(trainer.num_iterations_per_epoch)]
+        trainer.on_train_epoch_end(outputs)
+        row = trainer.history_row()
+        rows.append({"epoch": epoch, **row})
+        print(json.dumps(rows[-1]), f"{time.perf_counter() - start:.1f} s", flush=True)
+    return rows
+
+
+def dice(logits, labels):
+    predicted = logits.argmax(0).numpy()
+    both = [((predicted == k) & (labels == k)).sum() for k in (1, 2)]
+    sizes = [(predicted == k).sum() + (labels == k).sum() for k in (1, 2)]
+    return float(np.mean([2 * b / s for b, s in zip(both, sizes, strict=True)]))
+
+
+def predictor_of(trainer):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    trainer.net.eval()
+    predictor.manual_initialization(
+        trainer.net, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, "-", (1, 2)
+    )
+    return predictor
+
+
+def evaluate(trainer, rng, size, cases, rounds):
+    """Skipped shares and Dice over `cases` phantoms; wall-clock of each case, in turns."""
+    predictor, network = predictor_of(trainer), trainer.net
+    titles = ["skip", *(candidate.title for candidate in network.bank)]
+    rows, ratios, seconds = [], [], {"routed": [], "largest": []}
+    skipped = {"empty": 0, "filled": 0}
+    slices = {"empty": 0, "filled": 0}
+    chosen = np.zeros(len(titles), int)
+    for number in range(cases):
+        image, labels = phantom(rng, size)
+        volume = torch.from_numpy(image)[None]
+        row = {}
+        for turn in range(rounds + (number == 0)):  # the very first turn warms up
+            times = {}
+            for name in ("routed", "largest"):
+                network.decision_trained.fill_(name == "routed")
+                network.record = [] if name == "routed" else None
+                start = time.perf_counter()
+                logits = predictor.predict_sliding_window_return_logits(volume)
+                times[name] = time.perf_counter() - start
+                if turn == 0:
+                    row[f"dice {name}"] = dice(logits, labels)
+                    if name == "routed":
+                        choices = np.array(network.record)  # passes, slices
+            if number or turn:
+                ratios.append(times["largest"] / times["routed"])
+                for name, value in times.items():
+                    seconds[name].append(value)
+        empty = ~truth_and_valid(torch.from_numpy(labels)[:, None], 3)[0].flatten(1).any(1).numpy()
+        for name, where in (("empty", empty), ("filled", ~empty)):
+            skipped[name] += int((choices[:, where] == 0).sum())
+            slices[name] += int(where.sum()) * len(choices)
+        chosen += np.bincount(choices.flatten(), minlength=len(titles))
+        rows.append(row)
+    network.record = None
+    return {
+        "empty slices skipped": skipped["empty"] / slices["empty"],
+        "filled slices skipped": skipped["filled"] / slices["filled"],
+        "choices": dict(zip(titles, (chosen / chosen.sum()).round(4).tolist(), strict=True)),
+        "dice routed": float(np.mean([row["dice routed"] for row in rows])),
+        "dice largest": float(np.mean([row["dice largest"] for row in rows])),
+        "dice lost": float(np.mean([row["dice largest"] - row["dice routed"] for row in rows])),
+        "seconds of a volume": {name: statistics.median(values) for name, values in seconds.items()},
+        "time of the largest candidate / routed": {
+            "median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "rounds": len(ratios)
+        },
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bank", choices=BANKS, default="small")
+    parser.add_argument("--size", default="16,48,48", help="D,H,W of the phantoms")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[5, 5], help="of the bank and of the decision network")
+    parser.add_argument("--iterations", type=int, default=20, help="an epoch; each takes --slices slices")
+    parser.add_argument("--slices", type=int, default=16)
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=JSON", help="further training options")
+    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2, help="timed turns a case")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    size = tuple(map(int, args.size.split(",")))
+    options = {
+        "num_epochs": sum(args.epochs),
+        "bank_epochs": args.epochs[0],
+        "num_iterations_per_epoch": args.iterations,
+        "slices_per_step": args.slices,
+        "initial_lr": 2e-3,
+        "seed": args.seed,
+        **{name: json.loads(value) for name, _, value in (item.partition("=") for item in args.set)},
+    }
+    with tempfile.TemporaryDirectory() as root:
+        for name in ("raw", "preprocessed", "results"):  # before nnU-Net is imported, which reads them
+            os.environ[f"nnUNet_{name}"] = f"{root}/{name}"
+        data = Path(root, "preprocessed", "Dataset001_Phantoms", "Phantoms_3d_fullres")
+        data.mkdir(parents=True)
+        (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data
+        from nnunet_ext.trainers.med_danet import MedDANetTrainer
+
+        trainer = MedDANetTrainer(plans(BANKS[args.bank], size, options), "3d_fullres", 0, LABELS, torch.device("cpu"))
+        trainer.initialize()
+        rng = np.random.default_rng(args.seed)
+        start = time.perf_counter()
+        history = train(trainer, rng, size)
+        report = {
+            "machine": platform.processor() or platform.machine(),
+            "versions": {name: version(name) for name in ("torch", "nnunetv2")},
+            "threads": args.threads,
+            "size": size,
+            "bank": BANKS[args.bank],
+            "options": options,
+            "seconds of training": round(time.perf_counter() - start, 1),
+            "history": history,
+            **evaluate(trainer, np.random.default_rng(args.seed + 10_000), size, args.cases, args.rounds),
+        }
+    print(json.dumps({key: value for key, value in report.items() if key not in ("history", "bank")}, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
