@@ -59,7 +59,7 @@ def phantom(rng, size):
     start = int(rng.integers(0, depth // 2 + 1))
     centre = sides * rng.uniform(0.4, 0.6, 2)
     radii = sides * rng.uniform(0.14, 0.22, 2)
-    others = [(sides * rng.uniform(0.25, 0.75, 2), sides * rng.uniform(0.05, 0.1, 2), v) for v in (-1.0, 3.2)]
+    others = [(sides * rng.uniform(0.25, 0.75, 2), sides * rng.uniform(0.05, 0.1, 2), v) for v in (-1.0, 4.5)]
     body = ellipse(plane, sides / 2, sides * 0.45)
     for k in range(depth):
         image[k] = body
@@ -69,9 +69,9 @@ def phantom(rng, size):
             width = 0.45 + 0.55 * np.sin(np.pi * (k - start + 0.5) / (depth // 2))
             outer = ellipse(plane, centre, radii * width)
             inner = ellipse(plane, centre, radii * width * 0.5)
-            image[k][outer], image[k][inner] = 1.9, 2.5
+            image[k][outer], image[k][inner] = 2.0, 3.0
             labels[k][outer], labels[k][inner] = 1, 2
-    image += rng.normal(0, 0.3, size).astype(np.float32)
+    image += rng.normal(0, 0.15, size).astype(np.float32)
     return (image - image.mean()) / image.std(), labels
 
 

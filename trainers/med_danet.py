@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunet_ext.complexity import count_flops
 from nnunet_ext.files import write_json
+from nnunet_ext.med_danet.accounting import case_votes, counts_of, validation_report
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import (
     UNKNOWN,
@@ -26,10 +29,11 @@ from nnunet_ext.med_danet.choice import (
     truth_and_valid,
     without_unknown,
 )
-from nnunet_ext.med_danet.costs import candidate_cost, spent_report
+from nnunet_ext.med_danet.costs import candidate_cost
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
 from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.trainers.batching import BatchingPredictor, validating_with
 
 CLIP = 12  # norm of gradients, nnU-Net's
 
@@ -276,22 +280,49 @@ class MedDANetTrainer(ExtTrainer):
         self._notes["choices"] = np.bincount(np.array(chosen, int), minlength=len(self.class_weights)).tolist()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's; then writes what routing chose and spent over all tiles and mirrored passes of the cases."""
-        self.net.record = []
-        super().perform_actual_validation(save_probabilities)
-        chosen = [choice for choices in self.net.record for choice in choices]
-        self.net.record = None
-        if not chosen or self.local_rank != 0:
+        """nnU-Net's with batches in 2d; then writes what routing chose and spent over all tiles and mirrored passes."""
+        with validating_with(_RecordingPredictor) as made:
+            super().perform_actual_validation(save_probabilities)
+        cases = self._routed_cases(made[0])
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, cases)
+            cases = sorted((case for part in gathered for case in part), key=lambda case: case["case"])
+        if not cases or self.local_rank != 0:
             return
         network, size = self.net, self.configuration_manager.patch_size[-2:]
-        counts = np.bincount(chosen, minlength=len(network.bank) + 1).tolist()
-        report = spent_report(counts, network.input_channels, network.num_classes, size, network.bank)
+        channels, classes = network.input_channels, network.num_classes
+        unet = unet_macs(self.configuration_manager.pool_op_kernel_sizes, channels, classes, size)
+        report = validation_report(cases, channels, classes, size, network.bank, unet)
         write_json(os.path.join(self.output_folder, "validation", "med_danet_spent.json"), report)
         shares = ", ".join(f"{n} {r:.1%}" for n, r in zip(report["choices"], report["ratios"], strict=True))
         self.print_to_log_file(
             f"Routing of {report['slices']} slices: {shares}. {report['gmacs']:.2f} GMACs with the decisions, "
-            f"{report['gmacs_unrouted']:.2f} with {network.bank[network.largest].title} on every slice."
+            f"{report['gmacs_unrouted']:.2f} with {network.bank[network.largest].title} on every slice, "
+            f"{report['gmacs_unet']:.2f} with nnU-Net's 2D U-Net."
         )
+
+    def _routed_cases(self, predictor: "_RecordingPredictor") -> list[dict[str, Any]]:
+        """What `accounting.validation_report` needs of this rank's cases; none where nothing was routed."""
+        if not self.net.routes:
+            return []
+        _, keys = self.do_split()
+        if self.is_ddp:
+            keys = keys[self.local_rank :: dist.get_world_size()]
+        data = self.dataset_class(self.preprocessed_dataset_folder, keys)
+        regions = {
+            name: np.atleast_1d(value)
+            for name, value in self.dataset_json["labels"].items()
+            if name not in ("background", "ignore")
+        }
+        cases = []
+        for name, (votes, padding) in zip(data.identifiers, predictor.votes, strict=True):
+            labels = np.asarray(data.load_case(name)[1][:])[0]
+            masks = {region: np.isin(labels, values) for region, values in regions.items()}
+            areas = {region: mask.sum((1, 2)).tolist() for region, mask in masks.items()}
+            foreground = np.any(list(masks.values()), axis=0).sum((1, 2)).tolist()
+            cases.append({"case": name, "votes": votes, "padding": padding, "areas": areas, "foreground": foreground})
+        return cases
 
     def history_row(self) -> dict[str, Any]:
         """Phase, mean loss of each candidate, labels of the training and choices of the validation (skip first)."""
@@ -332,6 +363,63 @@ class MedDANetTrainer(ExtTrainer):
         if name == "checkpoint_best.pth" and not self.decides and self.options.decision_start < self.num_epochs:
             filename = os.path.join(folder, "checkpoint_best_bank.pth")
         super().save_checkpoint(filename)
+
+
+class _RecordingPredictor(BatchingPredictor):
+    """Keeps of each case how often its slices got each choice, and the same for slices that only pad it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.votes: list[tuple[list[list[int]], list[int]]] = []
+
+    def predict_sliding_window_return_logits(self, input_image: Tensor) -> Any:
+        """nnU-Net's; `[C, D, H, W]` -> logits `[K, D, H, W]`."""
+        logits = super().predict_sliding_window_return_logits(input_image)
+        depth = input_image.shape[1]
+        before = (len(self._case) - depth) // 2  # as nnU-Net pads
+        inside, outside = self._case[before : before + depth], self._case[:before] + self._case[before + depth :]
+        self.votes.append((inside, counts_of(outside) if outside else [0] * len(inside[0])))
+        return logits
+
+    def _internal_predict_sliding_window_return_logits(
+        self, data: Tensor, slicers: Any, do_on_device: bool = True
+    ) -> Tensor:
+        network = unwrap(self.network)
+        assert isinstance(network, MedDANet)
+        network.record = []  # also where nnU-Net tries again without room on the device
+        try:
+            logits = super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
+            depths = [[_depths(tile[1]) for tile in tiles] for tiles in self.batches(slicers)]
+            self._case = case_votes(network.record, depths, data.shape[1], len(network.bank) + 1)
+        finally:
+            network.record = None
+        return logits
+
+
+def _depths(where: int | slice) -> list[int]:
+    return [where] if isinstance(where, int) else list(range(where.start, where.stop))
+
+
+def unet_macs(strides: Any, channels: int, classes: int, size: Any) -> int:
+    """True multiply-adds of nnU-Net's 2D U-Net for one slice of `size` pixels, at the in-plane strides of the plan.
+
+    Widths and numbers of convolutions are those that nnU-Net plans by default.
+    """
+    levels = len(strides)
+    network = PlainConvUNet(
+        channels,
+        levels,
+        [min(32 * 2**level, 512) for level in range(levels)],
+        nn.Conv2d,
+        3,
+        [tuple(stride[-2:]) for stride in strides],
+        2,
+        classes,
+        2,
+        norm_op=nn.InstanceNorm2d,
+        nonlin=nn.LeakyReLU,
+    )
+    return round(count_flops(network, channels, size) / 2)
 
 
 class _NoScheduler:

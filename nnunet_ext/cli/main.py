@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": Command("nnunet_ext.cli.doctor", "check that nnU-Net finds our trainers and planners"),
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
+    "predict": Command("nnunet_ext.cli.predict", "nnUNetv2_predict with batches of slices in 2d configurations"),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
     "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
     "export": Command("nnunet_ext.cli.export", "check predictions and pack them as a challenge submission"),

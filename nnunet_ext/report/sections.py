@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nnunet_ext.figures.case_overlay import case_figure, error_map, worst_slice
 from nnunet_ext.figures.training import curves_figure
-from nnunet_ext.report import dints, e2enet
+from nnunet_ext.report import dints, e2enet, med_danet
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
 from nnunet_ext.report.model_folder import Fold, ModelFolder
@@ -22,6 +22,7 @@ METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {
     dints.METHOD: dints.section,
     dints.SEARCH: dints.search_section,
     e2enet.METHOD: e2enet.section,
+    med_danet.METHOD: med_danet.section,
 }
 
 
