@@ -227,9 +227,22 @@ class TestMedDANetTrainer(TrainerContract):
         planned.train("2d", 0, *words, "--npz")
         images = planned.raw / planned.dataset / "imagesTs"
         predicted = planned.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", 0)
-        assert predicted.keys() == segmentations(tmp_path / "out").keys()
+        planned.run(
+            "nnunet_ext", "predict", "-i", images, "-o", tmp_path / "batched", "-d", planned.number, *words,
+            "-c", "2d", "-f", 0, "-device", "cpu", "-npp", 1, "-nps", 1,
+        )  # fmt: skip
+        batched = segmentations(tmp_path / "batched")
+        assert predicted and batched.keys() == predicted.keys()
+        assert all(np.array_equal(batched[name], predicted[name]) for name in predicted)
         fold = planned.model(self.trainer, "TinyPlans", "2d") / "fold_0"
-        spent = json.loads((fold / "validation" / "med_danet_spent.json").read_text())
-        assert sum(spent["counts"]) == spent["slices"] >= 20 * 4  # slices of the case, four mirrored passes
         saved = checkpoint(fold)
         assert bool(saved["network_weights"]["decision_trained"])
+        spent = json.loads((fold / "validation" / "med_danet_spent.json").read_text())
+        assert sum(spent["counts"]) == spent["slices"] >= 20 * 4  # slices of the case, four mirrored passes
+        scored = json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]
+        assert len(spent["cases"]) == len(scored)
+        for case in spent["cases"]:
+            assert len(case["votes"]) == len(case["foreground"]) and sum(case["foreground"]) > 0
+            assert sum(map(sum, case["votes"])) == case["slices"]
+        planned.run("nnunet_ext", "report", fold.parent)
+        assert "Activation by content, fold 0" in (fold.parent / "report.html").read_text()
