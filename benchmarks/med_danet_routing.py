@@ -26,10 +26,10 @@ from nnunet_ext.med_danet.choice import truth_and_valid
 
 BANKS = {
     "small": [
-        {"type": "unet", "width": 4},
         {"type": "unet", "width": 6},
-        {"type": "transbts", "width": 8, "layers": 1, "embedding": 256, "heads": 4, "hidden": 1024},
-        {"type": "transbts", "width": 8, "layers": 4, "embedding": 256, "heads": 4, "hidden": 1024},
+        {"type": "unet", "width": 8},
+        {"type": "transbts", "width": 12, "layers": 1, "embedding": 256, "heads": 4, "hidden": 1024},
+        {"type": "transbts", "width": 12, "layers": 4, "embedding": 256, "heads": 4, "hidden": 1024},
     ],
     "paper": [
         {"type": "unet", "width": 12},
@@ -120,10 +120,13 @@ def plans(bank, size, options):
     }
 
 
-def train(trainer, rng, size):
+def train(trainer, rng, size, bank):
     """Both phases as nnU-Net goes through them, on new phantoms in every step; returns a row for each epoch."""
-    rows = []
-    for epoch in range(trainer.num_epochs):
+    rows, first = [], 0
+    if bank is not None and bank.is_file():
+        trainer.net.candidates.load_state_dict(torch.load(bank, weights_only=True))
+        first = trainer.options.decision_start
+    for epoch in range(first, trainer.num_epochs):
         start = time.perf_counter()
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
@@ -131,6 +134,8 @@ def train(trainer, rng, size):
         trainer.on_train_epoch_end(outputs)
         row = trainer.history_row()
         rows.append({"epoch": epoch, **row})
+        if bank is not None and epoch + 1 == trainer.options.decision_start:
+            torch.save(trainer.net.candidates.state_dict(), bank)
         print(json.dumps(rows[-1]), f"{time.perf_counter() - start:.1f} s", flush=True)
     return rows
 
@@ -205,8 +210,8 @@ def evaluate(trainer, rng, size, cases, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", choices=BANKS, default="small")
-    parser.add_argument("--size", default="16,48,48", help="D,H,W of the phantoms")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[5, 5], help="of the bank and of the decision network")
+    parser.add_argument("--size", default="32,48,48", help="D,H,W of the phantoms")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[4, 8], help="of the bank and of the decision network")
     parser.add_argument("--iterations", type=int, default=20, help="an epoch; each takes --slices slices")
     parser.add_argument("--slices", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=JSON", help="further training options")
@@ -214,6 +219,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2, help="timed turns a case")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bank-file", type=Path, help="the bank's weights; trained and written if not there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -239,7 +245,7 @@ def main():
         trainer.initialize()
         rng = np.random.default_rng(args.seed)
         start = time.perf_counter()
-        history = train(trainer, rng, size)
+        history = train(trainer, rng, size, args.bank_file)
         report = {
             "machine": platform.processor() or platform.machine(),
             "versions": {name: version(name) for name in ("torch", "nnunetv2")},
