@@ -5,6 +5,7 @@ trained one after the other on the same batch: only one keeps its feature maps a
 of the part that has just been computed, and never through DDP's forward pass, whose graph would change with the phase.
 """
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -419,7 +420,10 @@ def unet_macs(strides: Any, channels: int, classes: int, size: Any) -> int:
         norm_op=nn.InstanceNorm2d,
         nonlin=nn.LeakyReLU,
     )
-    return round(count_flops(network, channels, size) / 2)
+    # A patch that its strides do not divide is counted as the next larger one, which it could take.
+    steps = [math.prod(stride[axis] for stride in strides) for axis in (-2, -1)]
+    whole = [math.ceil(side / step) * step for side, step in zip(size, steps, strict=True)]
+    return round(count_flops(network, channels, whole) / 2)
 
 
 class _NoScheduler:

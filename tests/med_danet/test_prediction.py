@@ -136,6 +136,7 @@ def test_nnunets_2d_network_is_counted_as_planned():
         + 64 * 9 * (64 * 32 + 32 * 32)
         + 64 * 32 * 2  # head
     )
+    assert unet_macs([[1, 1, 1], [1, 2, 2]], 1, 2, (7, 8)) == unet_macs([[1, 1], [2, 2]], 1, 2, (8, 8))
 
 
 def test_the_trainers_predictor_is_nnunets_again_afterwards():
