@@ -1,5 +1,6 @@
-"""Reading nnU-Net checkpoints without unpickling code: tensors, plain containers and numpy scalars only."""
+"""Reading files of torch without unpickling code: tensors, plain containers, numpy arrays and scalars only."""
 
+import _codecs
 import os
 import pickle
 from typing import Any
@@ -9,12 +10,21 @@ import torch
 
 from nnunet_ext.errors import ConfigurationError
 
-# nnU-Net's checkpoints hold their log as numpy scalars; these types carry numbers, no code.
-_NUMPY = [
-    np.float64(0).__reduce__()[0],
+# These types carry numbers, no code. numpy 2 renamed the module; files hold the name of the numpy that wrote them.
+_NUMPY: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((np.zeros(1).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
+    _codecs.encode,
     *{type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")},
 ]
+
+
+def load_data(path: str | os.PathLike) -> Any:
+    """What `torch.save` wrote, with all tensors on the CPU; errors are torch's, `UnpicklingError` for anything else."""
+    with torch.serialization.safe_globals(_NUMPY):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -24,8 +34,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         ConfigurationError: the file is missing, damaged, or holds more than data.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_data(path)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"The checkpoint {path} holds more than weights and numbers, or is damaged; it was not opened. "

@@ -33,6 +33,22 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
+def planned_arch_kwargs(
+    configuration_manager: ConfigurationManager, network_class: type[nn.Module]
+) -> dict[str, Any] | None:
+    """The arch_kwargs of the configuration where it names this network; None where it names another, as stock plans."""
+    if configuration_manager.network_arch_class_name != f"{network_class.__module__}.{network_class.__name__}":
+        return None
+    return configuration_manager.network_arch_init_kwargs
+
+
+class NoScheduler:
+    """For rates that a trainer sets by iterations: nnU-Net asks a scheduler to step once an epoch."""
+
+    def step(self, epoch: int | None = None) -> None:
+        """Does nothing."""
+
+
 class ExtTrainer(nnUNetTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
@@ -136,12 +152,11 @@ class ExtTrainer(nnUNetTrainer):
             raise ConfigurationError(
                 f"{cls.__name__} is a 3D method and cannot train a 2d configuration. Use 3d_fullres or 3d_lowres."
             )
-        ours = f"{cls.network_class.__module__}.{cls.network_class.__name__}"
-        if configuration_manager.network_arch_class_name == ours:
-            arch_kwargs = configuration_manager.network_arch_init_kwargs
-        else:
+        arch_kwargs = planned_arch_kwargs(configuration_manager, cls.network_class)
+        if arch_kwargs is None:
             arch_kwargs = cls.arch_kwargs_from_configuration(configuration_manager)
-        refuse_unknown(arch_kwargs, architecture_options(cls.network_class), f"arch_kwargs of {ours}")
+        name = f"{cls.network_class.__module__}.{cls.network_class.__name__}"
+        refuse_unknown(arch_kwargs, architecture_options(cls.network_class), f"arch_kwargs of {name}")
         return cls.network_class(
             num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision, **arch_kwargs
         )

@@ -14,7 +14,7 @@ from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
 from nnunet_ext.dints.options import DiNTSOptions, stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, planned_arch_kwargs, unwrap
 
 
 class DiNTSTrainer(ExtTrainer):
@@ -104,17 +104,8 @@ class DiNTSTrainer(ExtTrainer):
         self.iterations = state["iterations"]
 
 
-class NoScheduler:
-    """For rates that the trainer sets by iterations: nnU-Net asks a scheduler to step once an epoch."""
-
-    def step(self, epoch: int | None = None) -> None:
-        """Does nothing."""
-
-
 def planned_code(plans: dict[str, Any], configuration: str) -> ArchitectureCode:
     """The code that a plans file means for `DiNTSTrainer`; the published one where it names another network."""
     manager = PlansManager(plans).get_configuration(configuration)
-    ours = f"{DiNTSNet.__module__}.{DiNTSNet.__name__}"
-    if manager.network_arch_class_name == ours:
-        return code_of(manager.network_arch_init_kwargs)
-    return code_of({"strides": manager.pool_op_kernel_sizes})
+    planned = planned_arch_kwargs(manager, DiNTSNet)
+    return code_of({"strides": manager.pool_op_kernel_sizes} if planned is None else planned)

@@ -5,7 +5,6 @@ trained one after the other on the same batch: only one keeps its feature maps a
 of the part that has just been computed, and never through DDP's forward pass, whose graph would change with the phase.
 """
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -33,7 +32,8 @@ from nnunet_ext.med_danet.choice import (
 from nnunet_ext.med_danet.costs import candidate_cost
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
-from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.patches import padded_size, total_strides
+from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, unwrap
 from nnunet_ext.trainers.batching import BatchingPredictor, validating_with
 
 CLIP = 12  # norm of gradients, nnU-Net's
@@ -86,7 +86,7 @@ class MedDANetTrainer(ExtTrainer):
         optimizer = torch.optim.Adam(
             self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=True
         )
-        return optimizer, _NoScheduler()
+        return optimizer, NoScheduler()
 
     def on_initialized(self) -> None:
         """Prepares costs and phases, and says them."""
@@ -421,13 +421,5 @@ def unet_macs(strides: Any, channels: int, classes: int, size: Any) -> int:
         nonlin=nn.LeakyReLU,
     )
     # A patch that its strides do not divide is counted as the next larger one, which it could take.
-    steps = [math.prod(stride[axis] for stride in strides) for axis in (-2, -1)]
-    whole = [math.ceil(side / step) * step for side, step in zip(size, steps, strict=True)]
+    whole = padded_size(size, total_strides(strides)[-1][-2:])
     return round(count_flops(network, channels, whole) / 2)
-
-
-class _NoScheduler:
-    """nnU-Net asks a scheduler to step; the trainer sets the rate itself, by iterations."""
-
-    def step(self, epoch: int | None = None) -> None:
-        """Does nothing."""

@@ -273,26 +273,12 @@ def _from_json(content: Any) -> CodeFile:
 
 def _read_reference(path: Path) -> dict[str, Any]:
     """The dict in a file of the reference, read by torch's restricted unpickler: arrays and numbers, no code."""
-    import _codecs
     import pickle
 
-    import numpy as np
-    import torch
+    from nnunet_ext.checkpoints import load_data  # torch, which only these files need
 
-    reconstruct = np.zeros(1).__reduce__()[0]
-    allowed: list[Any] = [
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        (reconstruct, "numpy._core.multiarray._reconstruct"),
-        (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-        (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-        np.ndarray,
-        np.dtype,
-        _codecs.encode,
-        *{type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")},
-    ]
     try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_data(path)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"the file holds more than arrays and numbers, or is damaged; it was not opened. "

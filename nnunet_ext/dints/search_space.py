@@ -8,12 +8,12 @@ Levels count resolutions: level 0 is the image, level l is the image divided by 
 With `use_downsample` (the paper's setting) node scale r lies at level r + 1, else at level r.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
 
 DEPTHS = range(2, 6)
 Kernels = tuple[tuple[int, ...], ...]
@@ -130,26 +130,22 @@ class Structure:
 
     def total_stride(self, level: int) -> list[int]:
         """Product of the strides down to `level`, per axis."""
-        return [math.prod(axis) for axis in zip(*self.strides[: level + 1], strict=True)]
+        return total_strides(self.strides)[level]
 
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """`size` (voxels) rounded up to multiples of the total stride.
 
         Two voxels at least remain at the coarsest level, since InstanceNorm cannot normalise a single one.
         """
-        steps = self.total_stride(len(self.strides) - 1)
-        padded = [math.ceil(s / f) * f for s, f in zip(size, steps, strict=True)]
+        steps = self.total_stride(-1)
+        padded = padded_size(size, steps)
         if padded == steps:
             padded[-1] += steps[-1]
         return padded
 
     def voxels(self, size: Sequence[int]) -> list[int]:
         """Voxels by level for an image of `size`, padding included."""
-        padded = self.padded_size(size)
-        return [
-            math.prod(p // f for p, f in zip(padded, self.total_stride(level), strict=True))
-            for level in range(len(self.strides))
-        ]
+        return voxels_by_level(self.padded_size(size), self.strides)
 
 
 def level_strides(strides: Sequence[Sequence[int]], depth: int, use_downsample: bool) -> tuple[tuple[int, ...], ...]:

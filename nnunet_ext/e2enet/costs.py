@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
+
 GIGA = 1e9
 
 
@@ -80,11 +82,7 @@ def cost_report(
 ) -> dict[str, Any]:
     """Parameters, GMACs and GFLOPs (1e9) at the patch (voxels), in both conventions; see `complexity_report`."""
     strides = arch_kwargs["strides"]
-    total_stride = [
-        [math.prod(axis) for axis in zip(*strides[: level + 1], strict=True)] for level in range(len(strides))
-    ]
-    padded = [math.ceil(p / f) * f for p, f in zip(patch_size, total_stride[-1], strict=True)]
-    voxels = [math.prod(p // f for p, f in zip(padded, stride, strict=True)) for stride in total_stride]
+    voxels = voxels_by_level(padded_size(patch_size, total_strides(strides)[-1]), strides)
     total = active = 0
     true = paper = 0.0
     for layer in layers(input_channels, num_classes, **arch_kwargs):

@@ -21,6 +21,7 @@ from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.packed import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
 
 NEGATIVE_SLOPE = 0.01
 KERNELS = ([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3])
@@ -238,8 +239,7 @@ class E2ENet(nn.Module):
             )
 
     def _total_stride(self, level: int) -> list[int]:
-        """Product of the strides down to `level`, per axis."""
-        return [math.prod(axis) for axis in zip(*self.strides[: level % len(self.strides) + 1], strict=True)]
+        return total_strides(self.strides)[level]
 
     def _pad(self, x: Tensor) -> Tensor:
         missing = [-p % f for p, f in zip(x.shape[2:], self._total_stride(-1), strict=True)]
@@ -259,11 +259,7 @@ class E2ENet(nn.Module):
         Per block: the shifted or concatenated input, the convolution's output (kept by InstanceNorm) and the activated
         output; per max-pooling: its int64 indices, counted as two elements per output.
         """
-        full = [math.ceil(p / f) * f for p, f in zip(patch_size, self._total_stride(-1), strict=True)]
-        voxels = [
-            math.prod(p // f for p, f in zip(full, self._total_stride(level), strict=True))
-            for level in range(len(self.strides))
-        ]
+        voxels = voxels_by_level(padded_size(patch_size, self._total_stride(-1)), self.strides)
         stage: Any
         nodes: Any
         total = 0

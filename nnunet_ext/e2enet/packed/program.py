@@ -53,6 +53,10 @@ class Volume:
     item: int
     normed: tuple[int, int] | None = None
 
+    def over(self, stride: Sequence[int]) -> tuple[int, int, int]:
+        """(depth, height, width) of the volume after a layer of this stride."""
+        return self.depth // stride[0], self.height // stride[1], self.width // stride[2]
+
 
 class Weights:
     """The network's weights as the engine reads them; for one state of the network."""
@@ -204,9 +208,7 @@ class Program:
 
     def _block(self, block: Any, sources: list[Volume], stride: Sequence[int]) -> Volume:
         source = sources[0]
-        depth, height, width = (
-            n // s for n, s in zip((source.depth, source.height, source.width), stride, strict=True)
-        )
+        depth, height, width = source.over(stride)
         conv = block.conv
         out = self._volume(conv.out_channels, height, width, depth)
         out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
@@ -214,7 +216,7 @@ class Program:
         if stride[1] == stride[2] == 1:
             tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * len(TRANSFORMS[t]))
         row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
-        blocks: Any = self._cut(row_blocks, out.lanes, math.ceil(width / tile), out.channels)
+        blocks: Any = self._cut(row_blocks, out.lanes, out.channels, tiles=math.ceil(width / tile))
         self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
         fields: dict[str, Any] = {
             "kind": CONVOLUTION,
@@ -236,8 +238,7 @@ class Program:
         out = self._volume(conv.out_channels, height, width, depth, 4 if logits else self.item)
         # Pairs of taps share what they read; with a depth stride of 2 they are neighbours in depth.
         group = 2 if stride[0] == 2 or (stride[0] == 1 and stride[1] * stride[2] % 2 == 0) else 1
-        columns = math.ceil(source.width / CHUNK)
-        blocks = self._cut(source.height, source.lanes, 1, out.channels, columns)
+        blocks = self._cut(source.height, source.lanes, out.channels, column_blocks=math.ceil(source.width / CHUNK))
         fields = {
             "kind": POINTWISE,
             "group": group,
@@ -250,9 +251,7 @@ class Program:
         return out
 
     def _pool(self, source: Volume, stride: Sequence[int]) -> Volume:
-        depth, height, width = (
-            n // s for n, s in zip((source.depth, source.height, source.width), stride, strict=True)
-        )
+        depth, height, width = source.over(stride)
         out = self._volume(source.channels, height, width, depth)
         self._add({"kind": POOLING, "slope": NEGATIVE_SLOPE}, [source], out, stride, None, [])
         return out
@@ -271,11 +270,13 @@ class Program:
     def _release(self, volume: Volume) -> None:
         self.arena.give_back(volume.start, _floats(volume))
 
-    def _cut(self, row_blocks: int, lanes: int, tiles: int, outputs: int, column_blocks: int = 0) -> dict[str, int]:
-        """Blocks of lanes (two cache lines each), columns and outputs, so that there is work for every thread."""
+    def _cut(
+        self, row_blocks: int, lanes: int, outputs: int, *, tiles: int = 1, column_blocks: int | None = None
+    ) -> dict[str, int]:
+        """Blocks of lanes (two cache lines each), outputs and, where not given, columns: work for every thread."""
         wanted = ITEMS_PER_THREAD * self.threads
         lane_blocks = math.ceil(lanes / (2 * CACHE_LINE))
-        if not column_blocks:
+        if column_blocks is None:
             column_blocks = min(tiles, math.ceil(wanted / (row_blocks * lane_blocks)))
         items = row_blocks * lane_blocks * column_blocks
         output_blocks = min(math.ceil(outputs / 16), math.ceil(wanted / items))
