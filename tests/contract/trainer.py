@@ -89,6 +89,13 @@ class TrainerContract:
         sizes = [[round(p * s) for p, s in zip(patch, scale, strict=True)] for scale in scales]
         return {"data": data, "target": [torch.nn.functional.interpolate(target, size=size) for size in sizes]}
 
+    def rates_of_steps(self, trainer):
+        """A list that takes the learning rate of each step of the optimizer from now on."""
+        rates = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        return rates
+
     def run_epoch(self, trainer):
         """One epoch as nnU-Net's run_training goes through it; returns the training losses."""
         trainer.on_epoch_start()
@@ -256,15 +263,19 @@ class TrainerContract:
         workspace.write_plans(plans, name)
         return ["-tr", self.trainer, "-p", name]
 
-    @pytest.fixture(scope="class")
-    def planned(self, tmp_path_factory):
-        """A data set planned and preprocessed by the method's planner."""
-        workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
+    def plan_dataset(self, folder):
+        """A workspace in `folder` with a data set that the method's planner has planned and preprocessed."""
+        workspace = Workspace(folder)
         make_dataset(workspace)
         workspace.plan(self.planner)
         assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
         assert self.planner in PLANNERS
         return workspace
+
+    @pytest.fixture(scope="class")
+    def planned(self, tmp_path_factory):
+        """A data set planned and preprocessed by the method's planner."""
+        return self.plan_dataset(tmp_path_factory.mktemp(self.trainer))
 
     @pytest.fixture(scope="class")
     def trained(self, planned):

@@ -5,7 +5,7 @@ import os
 import pytest
 from contract.trainer import STRIDES, TrainerContract, checkpoint
 from dints.small import random_code
-from end_to_end.stock import Workspace, make_dataset, shrink
+from end_to_end.stock import shrink
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, read_code
 from nnunet_ext.dints.options import stepped_rate
@@ -40,10 +40,7 @@ class TestDiNTSTrainer(TrainerContract):
     @pytest.fixture(scope="class")
     def planned(self, tmp_path_factory):
         """A data set planned by the planner and searched on fold 0; `tiny` plans then hold the code that was found."""
-        workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
-        make_dataset(workspace)
-        workspace.plan(self.planner)
-        assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
+        workspace = self.plan_dataset(tmp_path_factory.mktemp(self.trainer))
         plans = shrink(workspace.plans(self.plans), SEARCH, {})
         workspace.write_plans(plans, "SearchPlans")
         workspace.train("3d_fullres", 0, "-tr", "DiNTSSearchTrainer", "-p", "SearchPlans")
@@ -114,9 +111,7 @@ class TestDiNTSTrainer(TrainerContract):
         recipe = {"schedule": "steps", "momentum": 0.9, "nesterov": False, "warmup_iterations": 2, "halve_every": 3}
         trainer = self.build(self.handmade(**recipe, initial_lr=0.2))
         trainer.initialize()
-        rates = []
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        rates = self.rates_of_steps(trainer)
         for _ in range(3):
             self.run_epoch(trainer)
         assert rates == pytest.approx([0.025, 0.1125] + [0.2] * 3 + [0.1] * 3 + [0.05] * 3 + [0.025])

@@ -113,9 +113,7 @@ class TestMedDANetTrainer(TrainerContract):
     def test_rates_of_both_phases(self, workspace):
         trainer = self.build(self.handmade(decision_lr=0.5))
         trainer.initialize()
-        rates = []
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        rates = self.rates_of_steps(trainer)
         for _ in range(3):
             self.run_epoch(trainer)
         bank = [0.001 * min(1, (k + 1) / 4) * (1 - k / 8) ** 0.9 for k in range(8)]
