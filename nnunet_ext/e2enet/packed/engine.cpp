@@ -34,6 +34,7 @@ typedef float Stored;
 namespace {
 
 constexpr int CHUNK = 32;  // positions of a pointwise block
+constexpr int PAIR = LANES < 16 ? 16 / LANES : 1;  // vectors of floats in a cache line, which are read together
 constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
@@ -378,8 +379,9 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
     tile.row = row_block * layer.rows;
     tile.rows = layer.out_h - tile.row < layer.rows ? layer.out_h - tile.row : layer.rows;
 
-    V* transformed = reinterpret_cast<V*>(scratch);
-    V* products = transformed + static_cast<int64_t>(J) * layer.in_channels * input_rows<SH>(tile.rows);
+    V* transformed = reinterpret_cast<V*>(scratch);  // of PAIR neighbouring vectors of lanes
+    const int64_t size = static_cast<int64_t>(J) * layer.in_channels * input_rows<SH>(tile.rows);
+    V* products = transformed + PAIR * size;
     const int64_t products_stride = static_cast<int64_t>(count) * tile.rows;
     // Pivot, sum and sum of squares of what is above the pivot, for each output and lane.
     const int64_t block = (static_cast<int64_t>(row_block) * layer.column_blocks + column_block) * (layer.out_lanes / LANES);
@@ -387,14 +389,20 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
         tile.column = c * TILE;
         const int width = layer.out_w - tile.column < TILE ? layer.out_w - tile.column : TILE;
         for (int b = lanes.first; b < lanes.end; ++b) {
-            tile.lane = b * LANES;
-            for (int i = 0; i < layer.in_channels; ++i) {
-                if (layer.channels[i].scale)
-                    read_channel<TILE, SH, SD, true>(layer, i, tile, transformed);
-                else
-                    read_channel<TILE, SH, SD, false>(layer, i, tile, transformed);
+            if ((b - lanes.first) % PAIR == 0) {
+                const int together = lanes.end - b < PAIR ? lanes.end - b : PAIR;
+                for (int i = 0; i < layer.in_channels; ++i) {
+                    for (int p = 0; p < together; ++p) {
+                        tile.lane = (b + p) * LANES;
+                        if (layer.channels[i].scale)
+                            read_channel<TILE, SH, SD, true>(layer, i, tile, transformed + p * size);
+                        else
+                            read_channel<TILE, SH, SD, false>(layer, i, tile, transformed + p * size);
+                    }
+                }
             }
-            sum_rows<SH>(tile.rows, layer, J, outputs, transformed, products);
+            tile.lane = b * LANES;
+            sum_rows<SH>(tile.rows, layer, J, outputs, transformed + (b - lanes.first) % PAIR * size, products);
             for (int o = 0; o < count; ++o) {
                 float* sums = layer.sums + ((block + b) * layer.out_channels + outputs.first + o) * 3 * LANES;
                 int64_t out = static_cast<int64_t>(outputs.first + o) * layer.out_plane +
@@ -407,7 +415,10 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
                 } else {
                     pivot = sum = squares = zero();
                 }
+                const int64_t next = o + 1 < count ? layer.out_plane : 0;  // fetched before it is written
                 for (int r = 0; r < tile.rows; ++r) {
+                    for (int x = 0; x < width; ++x)
+                        __builtin_prefetch(static_cast<Stored*>(layer.out) + out + next + static_cast<int64_t>(x) * layer.out_lanes, 1);
                     V y[TILE];
                     transform_output<TILE>(products + static_cast<int64_t>(o) * tile.rows + r, products_stride, y);
                     if (c == columns.first && r == 0) pivot = y[0];
@@ -657,7 +668,7 @@ int64_t packed_scratch(const Layer* layer) {
     if (layer->kind == 0) {
         const int j = layer->tile == 4 ? 6 : layer->tile == 2 ? 4 : 3;
         const int rows = layer->stride_h == 1 ? layer->rows + 2 : 3 * layer->rows;
-        vectors = static_cast<int64_t>(j) * (static_cast<int64_t>(layer->in_channels) * rows +
+        vectors = static_cast<int64_t>(j) * (PAIR * static_cast<int64_t>(layer->in_channels) * rows +
                                              static_cast<int64_t>(layer->out_channels) * layer->rows);
     } else if (layer->kind == 1) {
         vectors = static_cast<int64_t>(layer->in_channels) * CHUNK;
