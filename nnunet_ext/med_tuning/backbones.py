@@ -88,7 +88,7 @@ def build_backbone(
     layout = _layout(kind, backbone, padded, depths)
     for block in (block for stage in range(len(layout.depths)) for block in stage_blocks(backbone, layout, stage)):
         if hasattr(block, "attn"):
-            block.attn.count_macs = _attention_macs  # read by nnunet_ext.complexity
+            block.attn.count_macs = attention_macs  # read by nnunet_ext.complexity
     return backbone, layout
 
 
@@ -131,7 +131,7 @@ def _layout(kind: str, backbone: Any, size: tuple[int, int], depths: Sequence[in
     return Layout(kind, size, own, (backbone.embed_dim,) * STAGES, (tuple(grid),) * STAGES)
 
 
-def _attention_macs(tokens: Tensor) -> int:
+def attention_macs(tokens: Tensor) -> int:
     """Multiply-adds of queries times keys and of weights times values; `tokens [N, L, d]`."""
     windows, length, width = tokens.shape
     return 2 * windows * length * length * width
@@ -273,7 +273,8 @@ def vit_state_from_npz(name: str, file: str | IO[bytes]) -> dict[str, Tensor]:
     if not positions:
         raise KeyError("no position embedding")
     with torch.device("meta"):
-        patch = timm.create_model(name, pretrained=False, num_classes=0).patch_embed.patch_size[0]
+        trial: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    patch = trial.patch_embed.patch_size[0]
     model = timm.create_model(name, pretrained=False, num_classes=0, img_size=patch * math.isqrt(positions[0]))
     with torch.no_grad():
         vision_transformer._load_weights(model, file)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_tuning.backbones import Layout
+from nnunet_ext.med_tuning.backbones import Layout, attention_macs
 
 _WIDTH = 256
 
@@ -122,8 +122,9 @@ class SwinUNetStage(nn.Module):
                 for block in blocks
             )
         )
-        for mine, theirs in zip(self.blocks, blocks, strict=True):
-            mine.attn.count_macs = theirs.attn.count_macs
+        block: Any
+        for block in self.blocks:
+            block.attn.count_macs = attention_macs
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """`[N, h, w, d]` both."""
