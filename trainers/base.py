@@ -33,6 +33,10 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
+def _dotted(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
 class ExtTrainer(nnUNetTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
@@ -82,6 +86,9 @@ class ExtTrainer(nnUNetTrainer):
     def history_row(self) -> dict[str, Any]:
         """method: what the method learned in this epoch, as JSON values."""
         return {}
+
+    def finish_checkpoint(self, checkpoint: dict[str, Any], filename: str) -> None:
+        """method: changes a checkpoint, whose tensors are copies on the CPU, before it is written."""
 
     # options and network
 
@@ -136,15 +143,19 @@ class ExtTrainer(nnUNetTrainer):
             raise ConfigurationError(
                 f"{cls.__name__} is a 3D method and cannot train a 2d configuration. Use 3d_fullres or 3d_lowres."
             )
-        ours = f"{cls.network_class.__module__}.{cls.network_class.__name__}"
-        if configuration_manager.network_arch_class_name == ours:
-            arch_kwargs = configuration_manager.network_arch_init_kwargs
-        else:
-            arch_kwargs = cls.arch_kwargs_from_configuration(configuration_manager)
-        refuse_unknown(arch_kwargs, architecture_options(cls.network_class), f"arch_kwargs of {ours}")
+        arch_kwargs = cls.planned_arch_kwargs(configuration_manager)
+        known = architecture_options(cls.network_class)
+        refuse_unknown(arch_kwargs, known, f"arch_kwargs of {_dotted(cls.network_class)}")
         return cls.network_class(
             num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision, **arch_kwargs
         )
+
+    @classmethod
+    def planned_arch_kwargs(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """The arch_kwargs in the plans where they name our network, else the method's default for them."""
+        if configuration_manager.network_arch_class_name == _dotted(cls.network_class):
+            return configuration_manager.network_arch_init_kwargs
+        return cls.arch_kwargs_from_configuration(configuration_manager)
 
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
@@ -170,6 +181,7 @@ class ExtTrainer(nnUNetTrainer):
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # what we wrote a moment ago
         checkpoint[METHOD_STATE] = {"method": self.method, "state": self.method_state()}
+        self.finish_checkpoint(checkpoint, filename)
         write_atomically(filename, lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
