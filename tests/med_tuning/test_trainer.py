@@ -10,7 +10,7 @@ import timm
 import torch
 from contract.trainer import STRIDES, TrainerContract, assert_equal, checkpoint
 from end_to_end.stock import Workspace, segmentations
-from med_tuning.tiny import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
+from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
 from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.errors import ConfigurationError
