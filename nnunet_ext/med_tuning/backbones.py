@@ -79,11 +79,14 @@ def build_backbone(
         if depths is not None:
             arguments["depth"] = sum(depths)
     arguments |= settings or {}
+    shallow = {"depths": (1,) * len(arguments["depths"])} if kind == "swin" else {"depth": 1}
     with torch.device("meta"):
-        trial = _create(name, arguments)
+        trial = _create(name, arguments | shallow | {"weight_init": "skip"})
     stages = len(trial.layers) if kind == "swin" else 1
     side = [patch * 2 ** (stages - 1) for patch in trial.patch_embed.patch_size]
     padded = (math.ceil(size[0] / side[0]) * side[0], math.ceil(size[1] / side[1]) * side[1])
+    if torch.get_default_device().type == "meta":
+        arguments["weight_init"] = "skip"  # nothing is there to be drawn
     backbone = _create(name, arguments | {"img_size": padded})
     layout = _layout(kind, backbone, padded, depths)
     for block in (block for stage in range(len(layout.depths)) for block in stage_blocks(backbone, layout, stage)):

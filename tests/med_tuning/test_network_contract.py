@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from contract.network import CUBE, CUBE_STRIDES, FLAT, FLAT_STRIDES, ODD, PATCH, PLANNED, STRIDES, NetworkContract, tensors
+from contract.network import (
+    CUBE,
+    CUBE_STRIDES,
+    FLAT,
+    FLAT_STRIDES,
+    ODD,
+    PATCH,
+    PLANNED,
+    STRIDES,
+    NetworkContract,
+    tensors,
+)
 from med_tuning.tiny import TINY_SWIN, TINY_VIT, FixedStatistics
 
 from nnunet_ext.med_tuning.network import MedTuningNet
