@@ -45,7 +45,10 @@ class Method:
         return _locate(self.arch_kwargs)
 
     def cost_report(self) -> Callable[..., dict[str, Any]]:
-        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs, free of torch."""
+        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs.
+
+        Free of torch, but for Med-Tuning.
+        """
         return _locate(self.costs)
 
     def preset_settings(self) -> dict[str, dict[str, Any]]:
@@ -127,7 +130,6 @@ METHODS = {
         arch_kwargs="nnunet_ext.med_tuning.network.arch_kwargs_from_strides",
         costs="nnunet_ext.med_tuning.costs.cost_report",
         presets="nnunet_ext.med_tuning.presets.PRESETS",
-        further_costs="nnunet_ext.med_tuning.costs.further_cost_reports",
         plan_check="nnunet_ext.med_tuning.weights.check_plan",
     ),
 }

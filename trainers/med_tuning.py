@@ -10,7 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.complexity import count_parameters
 from nnunet_ext.files import write_json
-from nnunet_ext.med_tuning.filters import FILE, change, slice_filters
+from nnunet_ext.med_tuning.costs import part_counts
+from nnunet_ext.med_tuning.filters import change, slice_filters
 from nnunet_ext.med_tuning.frozen import round_to_half, with_halves
 from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
 from nnunet_ext.med_tuning.options import MedTuningOptions
@@ -130,10 +131,18 @@ class MedTuningTrainer(ExtTrainer):
         return {"filter_change": {name: change(f["W_F"]) for name, f in slice_filters(self.net).items()}}
 
     def on_epoch_end(self) -> None:
-        """ExtTrainer's; writes the slice filters as they are."""
-        filters = slice_filters(self.net)
-        if filters and self.local_rank == 0:
-            write_json(os.path.join(self.output_folder, FILE), {"epoch": self.current_epoch, "filters": filters})
+        """ExtTrainer's; writes what is tuned, from which weights, and the slice filters as they are."""
+        if self.local_rank == 0:
+            network = self.net
+            content = {
+                "epoch": self.current_epoch,
+                "backbone": network.backbone_name,
+                "tuning": network.tuning_name,
+                "weights": self.weights,
+                "parts": part_counts(network),
+                "filters": slice_filters(network),
+            }
+            write_json(os.path.join(self.output_folder, f"{self.method}.json"), content)
         super().on_epoch_end()
 
     # checkpoints

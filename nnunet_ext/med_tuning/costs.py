@@ -22,7 +22,7 @@ def cost_report(
     """
     import torch
 
-    from nnunet_ext.complexity import complexity_report, count_parameters
+    from nnunet_ext.complexity import complexity_report
     from nnunet_ext.med_tuning.network import MedTuningNet
 
     sized = {**arch_kwargs, "patch_size": [int(side) for side in patch_size]}
@@ -32,8 +32,15 @@ def cost_report(
     except TypeError as error:
         raise ConfigurationError(f"arch_kwargs of a Med-Tuning network: {error}") from error
     report = complexity_report(network, input_channels, patch_size)
-    report["parts"] = {
+    report["parts"] = part_counts(network)
+    return report
+
+
+def part_counts(network: Any) -> dict[str, dict[str, int]]:
+    """Parameters, all and trainable, of a Med-Tuning network's backbone, adapters and decoder."""
+    from nnunet_ext.complexity import count_parameters
+
+    return {
         name: {key: count_parameters(getattr(network, part))[key] for key in ("total", "trainable")}
         for name, part in PARTS.items()
     }
-    return report

@@ -330,8 +330,10 @@ class TrainerContract:
         with log.open("w") as file:
             process = subprocess.Popen(
                 workspace.command("nnUNetv2_train", 7, "3d_fullres", 0, *words, "-device", "cpu"),
-                env={**workspace.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"}, stdout=file, stderr=file,
-            )  # fmt: skip
+                env={**workspace.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=file,
+            )
             deadline = time.time() + 300
             while "Epoch 2" not in log.read_text():
                 assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]

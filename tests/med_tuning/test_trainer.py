@@ -202,13 +202,19 @@ class TestMedTuningTrainer(TrainerContract):
         assert rates == [{trainer.options.rate(epoch)} for epoch in (5, 0, 1, 2, 9)]
         assert rates[2] == {pytest.approx(0.001)}
 
-    def test_slice_filters_are_written_every_epoch(self, workspace):
+    def test_what_is_tuned_and_the_slice_filters_are_written_every_epoch(self, workspace):
         trainer = self.build()
         trainer.initialize()
         self.run_epoch(trainer)
-        written = json.loads((workspace.model_fold(trainer) / "med_tuning_filters.json").read_text())
-        assert written["epoch"] == 0 and len(written["filters"]) == 4
+        written = json.loads((workspace.model_fold(trainer) / "med_tuning.json").read_text())
+        assert (written["epoch"], written["backbone"], written["tuning"]) == (0, BACKBONE, "med_adapter")
+        assert written["weights"] is None and len(written["filters"]) == 4
         assert all(len(f["W_F"]) == len(f["b_F"]) == 8 for f in written["filters"].values())
+        parts = written["parts"]
+        total = sum(p.numel() for p in trainer.network.parameters())
+        assert sum(counts["total"] for counts in parts.values()) == total
+        assert parts["adapters"]["total"] == parts["adapters"]["trainable"] > 0
+        assert 0 < parts["backbone"]["trainable"] < parts["backbone"]["total"]
         rows = json.loads((workspace.model_fold(trainer) / "med_tuning_history.json").read_text())
         assert all(0 < value < 0.1 for value in rows[0]["filter_change"].values())
 
@@ -219,7 +225,8 @@ class TestMedTuningTrainer(TrainerContract):
         trainer = self.build(plans)
         trainer.initialize()
         assert np.isfinite(self.run_epoch(trainer)).all()
-        assert not (workspace.model_fold(trainer) / "med_tuning_filters.json").exists()
+        written = json.loads((workspace.model_fold(trainer) / "med_tuning.json").read_text())
+        assert written["filters"] == {} and written["weights"]["tensors"] == 53
 
     def test_unknown_names_are_refused(self, workspace):
         for key, value, message in (
@@ -262,16 +269,15 @@ class TestMedTuningTrainer(TrainerContract):
         planned.run("nnUNetv2_export_model_to_zip", "-d", 7, "-o", archive, *names)
         other = Workspace(planned.root, results="imported")
         other.run("nnUNetv2_install_pretrained_model_from_zip", archive)
-        again = other.predict(images, tmp_path / "again", *names, **offline)
-        moved = tmp_path / "somewhere"
+        moved = tmp_path / "somewhere"  # of which the folder's name and place say nothing
         other.model(self.trainer, "KilledPlans", "3d_fullres").rename(moved)
         planned.run(
-            "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", tmp_path / "moved", "-m", moved, "-f", 0,
-            "-device", "cpu", "-npp", 0, "-nps", 0, **offline,
+            "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", tmp_path / "again", "-m", moved, "-f", 0,
+            "-device", "cpu", "-npp", 1, "-nps", 1, **offline,
         )  # fmt: skip
-        alone = segmentations(tmp_path / "moved")
+        again = segmentations(tmp_path / "again")
         assert list(first) == ["case_005.nii.gz", "case_006.nii.gz"]
-        assert all(np.array_equal(again[n], first[n]) and np.array_equal(alone[n], first[n]) for n in first)
+        assert all(np.array_equal(again[name], first[name]) for name in first)
 
     @pytest.mark.slow
     @pytest.mark.skipif(os.environ.get("NNUNET_EXT_ALL_METHODS") != "1", reason="half a minute")
