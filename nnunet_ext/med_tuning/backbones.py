@@ -123,13 +123,13 @@ def _layout(kind: str, backbone: Any, size: tuple[int, int], depths: Sequence[in
         grids = tuple(tuple(stage[0].input_resolution) for stage in blocks)
         return Layout(kind, size, tuple(map(len, blocks)), widths, grids)
     depth = len(backbone.blocks)
+    if depths is not None and len(depths) != STAGES:
+        raise ConfigurationError(f"'depths' of a ViT must be {STAGES} numbers of blocks, found {list(depths)}.")
     if depth < STAGES:
         raise ConfigurationError(f"A ViT of {depth} blocks cannot be divided into {STAGES} stages.")
     ends = [(stage + 1) * depth // STAGES for stage in range(STAGES)]
     even = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
     own = tuple(depths or even)
-    if len(own) != STAGES:
-        raise ConfigurationError(f"'depths' of a ViT must be {STAGES} numbers of blocks, found {list(own)}.")
     grid = backbone.patch_embed.grid_size
     return Layout(kind, size, own, (backbone.embed_dim,) * STAGES, (tuple(grid),) * STAGES)
 

@@ -1,4 +1,4 @@
-"""Every parameter count of the paper's tables, exactly, for volumes of 128 x 128 x 128 voxels; and our decoders' own."""
+"""Every parameter count of the paper's tables, exactly, for cubes of 128 voxels; and our own decoders' counts."""
 
 import pytest
 import torch
