@@ -57,7 +57,7 @@ def find_weights(backbone: str, options: MedTuningOptions) -> tuple[Path, str]:
     if options.weights_file is not None:
         path = Path(options.weights_file).expanduser()
         if not path.is_file():
-            raise ConfigurationError(f"The weights_file {path} does not exist.")
+            raise ConfigurationError(f"The weights_file {path.absolute()} does not exist.")
         return path, f"file {path.name}"
     repository, names = _hub_place(backbone)
     if repository is None:

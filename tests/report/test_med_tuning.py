@@ -61,8 +61,9 @@ def test_what_is_tuned_and_the_filters_are_on_the_page(tmp_path):
 
 
 def test_tunings_without_slice_filters_have_a_table_alone(tmp_path):
-    made = section(read_model_folder(tuned(tmp_path, {**content(), "weights": None}).path))
-    assert made.pictures == () and len(made.tables) == 1
+    for number, values in enumerate(({**content(), "weights": None}, content([1.1]))):  # the second is of 2d
+        made = section(read_model_folder(tuned(tmp_path / str(number), values).path))
+        assert made.pictures == () and len(made.tables) == 1
 
 
 @pytest.mark.parametrize(
