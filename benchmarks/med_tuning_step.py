@@ -102,7 +102,9 @@ def main():
             "parameters": sum(p.numel() for p in network.parameters()),
             "trainable": sum(p.numel() for p in opponent.parameters),
             "gradients_and_optimizer_MB": round(opponent.tuned_bytes() / 1e6, 1),
-            "kept_for_backward_MB_fp32": round(args.batch * network.compute_conv_feature_map_size(args.patch) * 4 / 1e6),
+            "kept_for_backward_MB_fp32": round(
+                args.batch * 4 * network.compute_conv_feature_map_size(args.patch) / 1e6
+            ),
         }
     if device.type == "cuda":
         for name in OPPONENTS:  # one alone on the device
