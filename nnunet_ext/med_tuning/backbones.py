@@ -226,12 +226,16 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+class _AnyLength(int):
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
 def _fit_vit(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[str, Tensor]:
     # timm would resize for a class token that our model has not, and not at all where the numbers of tokens agree but
-    # the grids do not. So its filter is shown a model of the file's size, and the resizing is done here.
-    positions = [value for name, value in state.items() if name.endswith(("pos_embed", "positional_embedding"))]
-    source = torch.empty(1, positions[0].shape[-2] if positions else 0, 0, device="meta")
-    shown: Any = SimpleNamespace(patch_embed=backbone.patch_embed, head=backbone.head, pos_embed=source)
+    # the grids do not. So its filter is shown a model whose positions have any length, and they are resized here.
+    positions = SimpleNamespace(shape=(1, _AnyLength()))
+    shown: Any = SimpleNamespace(patch_embed=backbone.patch_embed, head=backbone.head, pos_embed=positions)
     fitted = vision_transformer.checkpoint_filter_fn(state, shown, adapt_layer_scale=True)
     if "pos_embed" in fitted:
         tokens = fitted["pos_embed"].shape[1]

@@ -198,6 +198,15 @@ def test_openais_names_are_known_and_the_norm_before_the_blocks_is_kept():
     assert network.backbone.blocks[0].norm1.eps == 1e-5
 
 
+def test_dinov2s_registers_are_dropped():
+    """As its authors store them: the position of the class token stays in the table, those of registers never were."""
+    state = vit().state_dict()
+    stored = state | {"mask_token": torch.zeros(1, 48), "register_tokens": torch.randn(1, 4, 48)}
+    networks = [tiny("vit", (2, 64, 96)) for _ in range(2)]
+    assert load(networks[0], stored).missing == load(networks[1], state).missing == []
+    assert torch.equal(networks[0].backbone.pos_embed, networks[1].backbone.pos_embed)
+
+
 def test_what_does_not_fit_is_named():
     state = vit().state_dict()
     del state["blocks.2.attn.qkv.weight"]
