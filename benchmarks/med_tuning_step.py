@@ -46,9 +46,8 @@ class Opponent:
 
     def __init__(self, args, device, **settings):
         torch.manual_seed(0)
-        self.network = MedTuningNet(
-            args.channels, args.classes, patch_size=args.patch, backbone=args.backbone, **settings
-        ).to(device)
+        settings = {"backbone": args.backbone, "decoder": args.decoder, **settings}
+        self.network = MedTuningNet(args.channels, args.classes, patch_size=args.patch, **settings).to(device)
         self.device = device
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, 1e-4)
@@ -79,6 +78,7 @@ def main():
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--backbone", default="vit_base_patch16_224.orig_in21k")
+    parser.add_argument("--decoder", help="default: the paper's for the backbone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
