@@ -24,6 +24,7 @@ class Method:
     presets: str
     code_settings: str | None = None
     further_costs: str | None = None
+    plan_check: str | None = None
 
     def network_class(self) -> Any:
         """The network's class; its dotted path is what plans files name."""
@@ -44,7 +45,10 @@ class Method:
         return _locate(self.arch_kwargs)
 
     def cost_report(self) -> Callable[..., dict[str, Any]]:
-        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs, free of torch."""
+        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs.
+
+        Free of torch, but for Med-Tuning.
+        """
         return _locate(self.costs)
 
     def preset_settings(self) -> dict[str, dict[str, Any]]:
@@ -64,6 +68,15 @@ class Method:
     def further_cost_reports(self) -> Callable[..., dict[str, dict[str, Any]]]:
         """The function (channels, classes, configuration) -> name -> cost report of the method's other networks."""
         return _locate(self.further_costs) if self.further_costs else lambda *_: {}
+
+    def check_plan(self, network: Any, options: Any) -> None:
+        """What the method asks besides of a planned network (on the meta device) and its training options.
+
+        Raises:
+            ConfigurationError: training with them would fail.
+        """
+        if self.plan_check is not None:
+            _locate(self.plan_check)(network, options)
 
 
 METHODS = {
@@ -105,6 +118,19 @@ METHODS = {
         costs="nnunet_ext.med_danet.costs.cost_report",
         presets="nnunet_ext.med_danet.presets.PRESETS",
         further_costs="nnunet_ext.med_danet.costs.further_cost_reports",
+    ),
+    "med_tuning": Method(
+        name="med_tuning",
+        title="Med-Tuning",
+        trainer="MedTuningTrainer",
+        planner="MedTuningPlanner",
+        plans_name="MedTuningPlans",
+        network="nnunet_ext.med_tuning.network.MedTuningNet",
+        options="nnunet_ext.med_tuning.options.MedTuningOptions",
+        arch_kwargs="nnunet_ext.med_tuning.network.arch_kwargs_from_strides",
+        costs="nnunet_ext.med_tuning.costs.cost_report",
+        presets="nnunet_ext.med_tuning.presets.PRESETS",
+        plan_check="nnunet_ext.med_tuning.weights.check_plan",
     ),
 }
 

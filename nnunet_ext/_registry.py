@@ -13,11 +13,13 @@ TRAINERS = {
     "DiNTSTrainer": "nnunet_ext.trainers.dints",
     "E2ENetTrainer": "nnunet_ext.trainers.e2enet",
     "MedDANetTrainer": "nnunet_ext.trainers.med_danet",
+    "MedTuningTrainer": "nnunet_ext.trainers.med_tuning",
 }
 PLANNERS = {
     "DiNTSPlanner": "nnunet_ext.plans.dints",
     "E2ENetPlanner": "nnunet_ext.plans.e2enet",
     "MedDANetPlanner": "nnunet_ext.plans.med_danet",
+    "MedTuningPlanner": "nnunet_ext.plans.med_tuning",
 }
 CLASSES = {
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer": TRAINERS,

@@ -160,6 +160,8 @@ def _configuration(
     options = {**((values.get(PLANS_KEY) or {}) if ours else {}), **by_place["training"]}
     values[PLANS_KEY] = asdict(method.options_class().from_plans(options))
     values.update(_checked_sizes(by_place["configuration"], len(values["patch_size"])))
+    if "patch_size" in architecture_options(method.network_class()):  # networks that learn something of its size
+        values["architecture"]["arch_kwargs"]["patch_size"] = list(values["patch_size"])
     return values
 
 
@@ -227,6 +229,7 @@ def _check_network(
             )
         if hasattr(network, "check_patch_size"):
             network.check_patch_size(resolved.patch_size)
+        method.check_plan(network, method.options_class().from_plans(resolved.configuration.get(PLANS_KEY)))
     except ConfigurationError as error:
         raise ConfigurationError(f"Configuration '{configuration}': {error}") from error
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

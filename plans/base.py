@@ -47,6 +47,11 @@ class ExtPlanner(ExperimentPlanner):
         raise NotImplementedError
 
     @classmethod
+    def arch_kwargs_at(cls, strides: Sequence[Sequence[int]], patch_size: Sequence[int]) -> dict[str, Any]:
+        """As `arch_kwargs`, for networks that must know their patch (voxels) too."""
+        return cls.arch_kwargs(strides)
+
+    @classmethod
     def _class_name(cls) -> str:
         return f"{cls.network_class.__module__}.{cls.network_class.__name__}"
 
@@ -79,7 +84,8 @@ class ExtPlanner(ExperimentPlanner):
                 patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
             )
         with torch.device("meta"):
-            network = cls.network_class(input_channels, output_channels, **cls.arch_kwargs(arch_kwargs["strides"]))
+            kwargs = cls.arch_kwargs_at(arch_kwargs["strides"], patch_size)
+            network = cls.network_class(input_channels, output_channels, **kwargs)
         return network.compute_conv_feature_map_size(patch_size) / 2
 
     def get_plans_for_configuration(self, spacing: Any, *args: Any, **kwargs: Any) -> dict:
@@ -90,7 +96,7 @@ class ExtPlanner(ExperimentPlanner):
         if ours:
             plan["architecture"] = {
                 "network_class_name": self._class_name(),
-                "arch_kwargs": self.arch_kwargs(plan["architecture"]["arch_kwargs"]["strides"]),
+                "arch_kwargs": self.arch_kwargs_at(plan["architecture"]["arch_kwargs"]["strides"], plan["patch_size"]),
                 "_kw_requires_import": [],
             }
             plan[PLANS_KEY] = asdict(self.options_class())

@@ -33,11 +33,14 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
-def planned_arch_kwargs(
-    configuration_manager: ConfigurationManager, network_class: type[nn.Module]
-) -> dict[str, Any] | None:
+def dotted_path(cls: type) -> str:
+    """By which plans files name a class."""
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def named_arch_kwargs(configuration_manager: ConfigurationManager, network_class: type) -> dict[str, Any] | None:
     """The arch_kwargs of the configuration where it names this network; None where it names another, as stock plans."""
-    if configuration_manager.network_arch_class_name != f"{network_class.__module__}.{network_class.__name__}":
+    if configuration_manager.network_arch_class_name != dotted_path(network_class):
         return None
     return configuration_manager.network_arch_init_kwargs
 
@@ -99,6 +102,9 @@ class ExtTrainer(nnUNetTrainer):
         """method: what the method learned in this epoch, as JSON values."""
         return {}
 
+    def finish_checkpoint(self, checkpoint: dict[str, Any], filename: str) -> None:
+        """method: changes a checkpoint, whose tensors are copies on the CPU, before it is written."""
+
     # options and network
 
     @classmethod
@@ -152,14 +158,18 @@ class ExtTrainer(nnUNetTrainer):
             raise ConfigurationError(
                 f"{cls.__name__} is a 3D method and cannot train a 2d configuration. Use 3d_fullres or 3d_lowres."
             )
-        arch_kwargs = planned_arch_kwargs(configuration_manager, cls.network_class)
-        if arch_kwargs is None:
-            arch_kwargs = cls.arch_kwargs_from_configuration(configuration_manager)
-        name = f"{cls.network_class.__module__}.{cls.network_class.__name__}"
-        refuse_unknown(arch_kwargs, architecture_options(cls.network_class), f"arch_kwargs of {name}")
+        arch_kwargs = cls.planned_arch_kwargs(configuration_manager)
+        known = architecture_options(cls.network_class)
+        refuse_unknown(arch_kwargs, known, f"arch_kwargs of {dotted_path(cls.network_class)}")
         return cls.network_class(
             num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision, **arch_kwargs
         )
+
+    @classmethod
+    def planned_arch_kwargs(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """The arch_kwargs in the plans where they name our network, else the method's default for them."""
+        named = named_arch_kwargs(configuration_manager, cls.network_class)
+        return cls.arch_kwargs_from_configuration(configuration_manager) if named is None else named
 
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
@@ -185,6 +195,7 @@ class ExtTrainer(nnUNetTrainer):
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # what we wrote a moment ago
         checkpoint[METHOD_STATE] = {"method": self.method, "state": self.method_state()}
+        self.finish_checkpoint(checkpoint, filename)
         write_atomically(filename, lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

@@ -14,7 +14,7 @@ from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
 from nnunet_ext.dints.options import DiNTSOptions, stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, planned_arch_kwargs, unwrap
+from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs, unwrap
 
 
 class DiNTSTrainer(ExtTrainer):
@@ -107,5 +107,5 @@ class DiNTSTrainer(ExtTrainer):
 def planned_code(plans: dict[str, Any], configuration: str) -> ArchitectureCode:
     """The code that a plans file means for `DiNTSTrainer`; the published one where it names another network."""
     manager = PlansManager(plans).get_configuration(configuration)
-    planned = planned_arch_kwargs(manager, DiNTSNet)
+    planned = named_arch_kwargs(manager, DiNTSNet)
     return code_of({"strides": manager.pool_op_kernel_sizes} if planned is None else planned)

@@ -31,7 +31,7 @@ from nnunet_ext.dints.relaxation import Regularisers, regularisers, relax
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.options import PLANS_KEY, architecture_options, refuse_unknown
-from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, planned_arch_kwargs, unwrap
+from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs, unwrap
 
 _JOINT_COST = 2.5  # seconds of a joint iteration over those of a weights-only one, until it is measured
 DISCRETE = "discrete_"  # prefix of what the discrete net scores in validation
@@ -75,7 +75,7 @@ class DiNTSSearchTrainer(ExtTrainer):
     def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
         """The supernet that the options describe, over the plan's strides."""
         options = DiNTSOptions.from_plans(configuration_manager.configuration.get(PLANS_KEY))
-        planned = planned_arch_kwargs(configuration_manager, DiNTSNet) or {}
+        planned = named_arch_kwargs(configuration_manager, DiNTSNet) or {}
         refuse_unknown(planned, architecture_options(DiNTSNet), f"arch_kwargs of {DiNTSNet.__name__}")
         return {
             "strides": [list(map(int, stride)) for stride in configuration_manager.pool_op_kernel_sizes],

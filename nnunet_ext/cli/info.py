@@ -213,6 +213,10 @@ def text(name: str, report: Mapping[str, Any]) -> str:
     lines.append(
         f"  parameters {parameters['total']:,}, active {parameters['active']:,}, trainable {parameters['trainable']:,}"
     )
+    for part, counts in report.get("parts", {}).items():
+        lines.append(f"  {part}: {counts['total']:,} parameters, {counts['trainable']:,} trainable")
+    if "parts" in report:
+        lines.append(f"  trainable share {100 * parameters['trainable'] / parameters['total']:.2f} %")
     for convention in ("true", "paper"):
         if convention in report:
             cost = report[convention]

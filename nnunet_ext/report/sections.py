@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nnunet_ext.figures.case_overlay import case_figure, error_map, worst_slice
 from nnunet_ext.figures.training import curves_figure
-from nnunet_ext.report import dints, e2enet, med_danet
+from nnunet_ext.report import dints, e2enet, med_danet, med_tuning
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
 from nnunet_ext.report.model_folder import Fold, ModelFolder
@@ -23,6 +23,7 @@ METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {
     dints.SEARCH: dints.search_section,
     e2enet.METHOD: e2enet.section,
     med_danet.METHOD: med_danet.section,
+    med_tuning.METHOD: med_tuning.section,
 }
 
 

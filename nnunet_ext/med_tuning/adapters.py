@@ -1,0 +1,196 @@
+"""The Med-Adapter (Med-Tuning, section 3.2): a bottleneck that mixes slices and scales, after a transformer block."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_ext.errors import ConfigurationError
+
+BRANCHES = ("conv3", "conv5", "frequency", "conv9", "conv11")
+INTERACTIONS = ("concat", "add", "max", "none")
+FREQUENCY_FORMS = ("circulant", "fft")
+_TINY = 1e-20  # keeps the gradient of the square root finite at zero, far below what float32 resolves
+
+
+def hidden_width(width: int, alpha: float) -> int:
+    """Channels inside of an adapter, int(width / alpha).
+
+    Raises:
+        ConfigurationError: alpha is below 1 or above the width.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1 <= alpha <= width:
+        raise ConfigurationError(f"'alpha' must be a number from 1 to the backbone's width {width}, found {alpha!r}.")
+    return int(width / alpha)
+
+
+class FrequencyBranch(nn.Module):
+    """|IFFT(W_F * FFT(Z) + b_F)| over slices, height and width (equation 7), with the magnitude as published.
+
+    W_F and b_F, `[1, 1, D, 1, 1]`, are real and start at one. As they depend on the frequency along the slices alone,
+    the transforms in the plane cancel: W_F is a circular convolution along the slices, and b_F adds to the first token
+    of each slice. Form "circulant" computes that, by two D x D matrices and without complex numbers; "fft" computes
+    the equation as it stands. Both work in float32 under autocast, because half precision has no room for the sums.
+    """
+
+    def __init__(self, slices: int, form: str = "circulant") -> None:
+        super().__init__()
+        if form not in FREQUENCY_FORMS:
+            raise ConfigurationError(f"'frequency' must be one of {', '.join(FREQUENCY_FORMS)}, found {form!r}.")
+        self.form = form
+        self.weight = nn.Parameter(torch.ones(1, 1, slices, 1, 1))
+        self.bias = nn.Parameter(torch.ones(1, 1, slices, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`z [B, h, D, H, W]` -> the same shape and dtype."""
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False):
+            result = self._circulant(z.to(dtype)) if self.form == "circulant" else self._fft(z.to(dtype))
+        return result.to(z.dtype)
+
+    def kernel(self) -> Tensor:
+        """`[2, D]`: real and imaginary part of the circular filter along the slices, IDFT(W_F)."""
+        return self._inverse(self.weight)
+
+    def _inverse(self, spectrum: Tensor) -> Tensor:
+        spectrum = spectrum.flatten()
+        return torch.stack([part @ spectrum for part in _waves(spectrum)]) / len(spectrum)
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        """`[2D, D]`: the circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]."""
+        spectrum = self.weight.flatten().to(dtype)
+        cos, sin = _waves(spectrum)
+        # The addition theorem for (d - e) makes sums of products of it: no gather, whose backward pass is random.
+        real = (cos * spectrum) @ cos + (sin * spectrum) @ sin
+        imaginary = (sin * spectrum) @ cos - (cos * spectrum) @ sin
+        return torch.cat([real, imaginary]) / len(spectrum)
+
+    def _circulant(self, z: Tensor) -> Tensor:
+        batch, channels, slices, height, width = z.shape
+        rows = z.permute(0, 2, 3, 4, 1).reshape(batch, slices, -1)
+        filtered = torch.matmul(self._matrix(z.dtype), rows).view(batch, 2, slices, height * width, channels)
+        filtered[:, :, :, 0] += self._inverse(self.bias.to(z.dtype)).unsqueeze(-1)
+        real, imaginary = filtered.unbind(1)
+        magnitude = torch.sqrt(real.square() + imaginary.square() + _TINY)
+        return magnitude.view(batch, slices, height, width, channels).permute(0, 4, 1, 2, 3)
+
+    def _fft(self, z: Tensor) -> Tensor:
+        spectrum = torch.fft.fftn(z, dim=(2, 3, 4)) * self.weight.to(z.dtype) + self.bias.to(z.dtype)
+        return torch.fft.ifftn(spectrum, dim=(2, 3, 4)).abs()
+
+    def count_macs(self, z: Tensor) -> int:
+        """Multiply-adds of the circulant form, which "fft" computes in another way."""
+        return 2 * z.shape[2] * z.numel()
+
+
+def _waves(like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2 pi n k / D, `[D, D]`, in the dtype and on the device of `like [D]`; exact in the angle."""
+    number = torch.arange(len(like), device=like.device)
+    angles = torch.outer(number, number).remainder(len(like)).to(like.dtype) * (2 * math.pi / len(like))
+    return angles.cos(), angles.sin()
+
+
+class SeparableBranch(nn.Sequential):
+    """Depthwise 1xKxK and Kx1x1 convolutions (equation 8), with the batch norm and ReLU of the published code."""
+
+    def __init__(self, width: int, size: int) -> None:
+        pad = size // 2
+        super().__init__(
+            nn.Conv3d(width, width, (1, size, size), padding=(0, pad, pad), groups=width),
+            nn.Conv3d(width, width, (size, 1, 1), padding=(pad, 0, 0), groups=width),
+            nn.BatchNorm3d(width),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Interaction(nn.Module):
+    """Fuses the features of the adapter at the end of the stage before (equation 9)."""
+
+    def __init__(self, width: int, previous: int, stride: int, mode: str) -> None:
+        super().__init__()
+        self.previous, self.stride, self.mode = previous, stride, mode
+        if stride == 1:
+            self.align = nn.Conv3d(previous, width, 1)
+        else:
+            self.align = nn.Conv3d(previous, width, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1))
+        self.fuse = nn.Conv3d(2 * width, width, 1) if mode == "concat" else None
+
+    def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
+        """`x [B, h, D, H, W]`, `before [B, previous, D, stride * H, stride * W]` or None in the first stage."""
+        if before is None:  # zeros, of which a single token is enough
+            before = x.new_zeros(1, self.previous, 1, self.stride, self.stride)
+        aligned = self.align(before)
+        if self.fuse is not None:
+            return self.fuse(torch.cat([x, aligned.expand_as(x)], dim=1))
+        return x + aligned if self.mode == "add" else torch.maximum(x, aligned)
+
+
+class MedAdapter(nn.Module):
+    """X + GELU(up(Z + H)), with Z = GELU(down(X)) and H the sum of the branches, mixed and fused (equations 6 to 10).
+
+    Args:
+        width: d, of the tokens.
+        hidden: h, of the bottleneck; see `hidden_width`.
+        slices: D.
+        branches: of `BRANCHES`; conv9 and conv11 are table 4's full depthwise convolutions.
+        mix: the 1x1x1 convolution behind the sum.
+        interaction: of `INTERACTIONS`, other than "none" in the last adapter of a stage.
+        previous: channels of the features of the stage before, for the interaction.
+        stride: how much finer their grid is.
+        frequency: form of the frequency branch.
+        zero_init: start the up-projection at zero, so that the adapter starts as the identity; the published code
+            starts it at random.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        slices: int,
+        *,
+        branches: Sequence[str] = BRANCHES[:3],
+        mix: bool = True,
+        interaction: str = "none",
+        previous: int = 1,
+        stride: int = 1,
+        frequency: str = "circulant",
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        self.slices = slices
+        self.down = nn.Linear(width, hidden)
+        self.branches = nn.ModuleDict({name: _branch(name, hidden, slices, frequency) for name in branches})
+        self.mix = nn.Conv3d(hidden, hidden, 1) if mix else nn.Identity()
+        self.interaction = None if interaction == "none" else Interaction(hidden, previous, stride, interaction)
+        self.up = nn.Linear(hidden, width)
+        if zero_init:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens `x [B * D, H, W, d]` and the features that stages hand on -> the same."""
+        z = F.gelu(self.down(x)).unflatten(0, (-1, self.slices)).permute(0, 4, 1, 2, 3)
+        mixed = self.mix(sum(branch(z) for branch in self.branches.values()))
+        if self.interaction is not None:
+            mixed = before = self.interaction(mixed, before)
+        enhanced = (z + mixed).permute(0, 2, 3, 4, 1).flatten(0, 1)
+        return x + F.gelu(self.up(enhanced)), before
+
+
+def _branch(name: str, width: int, slices: int, frequency: str) -> nn.Module:
+    if name == "frequency":
+        return FrequencyBranch(slices, frequency)
+    size = int(name.removeprefix("conv"))
+    if size < 9:
+        return SeparableBranch(width, size)
+    return nn.Conv3d(width, width, size, padding=size // 2, groups=width)
+
+
+def check_adapter(branches: Sequence[str], interaction: str) -> None:
+    """Raises a ConfigurationError that lists the known names where one is unknown."""
+    if not branches or len(set(branches)) != len(branches) or not set(branches) <= set(BRANCHES):
+        raise ConfigurationError(f"'branches' must be one or more of {', '.join(BRANCHES)}, found {branches!r}.")
+    if interaction not in INTERACTIONS:
+        raise ConfigurationError(f"'interaction' must be one of {', '.join(INTERACTIONS)}, found {interaction!r}.")

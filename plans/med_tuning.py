@@ -1,0 +1,39 @@
+"""MedTuningPlanner: nnU-Net's sizing with the feature maps that tuning keeps, for a network that knows its patch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
+from nnunet_ext.med_tuning.options import MedTuningOptions
+from nnunet_ext.med_tuning.weights import is_at_hand
+from nnunet_ext.options import architecture_options
+from nnunet_ext.plans.base import ExtPlanner
+
+
+class MedTuningPlanner(ExtPlanner):
+    """Writes `MedTuningPlans`: ViT-B/16 with UPerNet and Med-Adapters."""
+
+    network_class = MedTuningNet
+    options_class = MedTuningOptions
+
+    @classmethod
+    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The paper's network over these strides."""
+        return arch_kwargs_from_strides(strides)
+
+    @classmethod
+    def arch_kwargs_at(cls, strides: Sequence[Sequence[int]], patch_size: Sequence[int]) -> dict[str, Any]:
+        """The same for this patch: positions and slice filters are learned for one size."""
+        return {**cls.arch_kwargs(strides), "patch_size": [int(size) for size in patch_size]}
+
+    def plan_experiment(self) -> dict:
+        """nnU-Net's; says where the weights are not on this machine, so that they are fetched in time."""
+        plans = super().plan_experiment()
+        backbone = architecture_options(self.network_class)["backbone"]
+        if not is_at_hand(backbone, self.options_class()):
+            print(
+                f"The pretrained weights of {backbone} are not on this machine. Training downloads them; where it is "
+                f"offline, name a file (nnunet_ext plan --method med_tuning --set weights_file=FILE) or train from "
+                f"random weights (--set pretrained=false)."
+            )
+        return plans
