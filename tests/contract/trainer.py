@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_ext._registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
@@ -38,6 +39,7 @@ class TrainerContract:
     plans: str
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
+    configurations: tuple = ("3d_fullres",)  # those that are preprocessed
 
     @property
     def trainer_class(self):
@@ -61,6 +63,8 @@ class TrainerContract:
         workspace = Workspace(tmp_path)
         for name, value in workspace.folders.items():
             monkeypatch.setenv(name, value)
+        # The curves of every epoch take longer than the tiny epoch; the trainings of the slow tests draw them.
+        monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
         for name in ("2d", "3d_fullres"):
             data = workspace.preprocessed / workspace.dataset / f"nnUNetPlans_{name}"
             data.mkdir(parents=True)
@@ -261,7 +265,7 @@ class TrainerContract:
         """A data set planned and preprocessed by the method's planner."""
         workspace = Workspace(tmp_path_factory.mktemp(self.trainer))
         make_dataset(workspace)
-        workspace.plan(self.planner)
+        workspace.plan(self.planner, *self.configurations)
         assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
         assert self.planner in PLANNERS
         return workspace
