@@ -38,6 +38,7 @@ class TrainerContract:
     plans: str
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
+    configurations: tuple = ("3d_fullres",)  # those that are preprocessed
 
     @property
     def trainer_class(self):
@@ -267,7 +268,7 @@ class TrainerContract:
         """A workspace in `folder` with a data set that the method's planner has planned and preprocessed."""
         workspace = Workspace(folder)
         make_dataset(workspace)
-        workspace.plan(self.planner)
+        workspace.plan(self.planner, *self.configurations)
         assert workspace.plans(self.plans)["experiment_planner_used"] == self.planner
         assert self.planner in PLANNERS
         return workspace

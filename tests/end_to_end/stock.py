@@ -78,10 +78,10 @@ class Workspace:
         )  # fmt: skip
         return segmentations(target)
 
-    def plan(self, planner):
+    def plan(self, planner, *configurations):
         self.run(
-            "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner, "-c", "3d_fullres", "-np", 1, "-npfp", 1,
-            "--verify_dataset_integrity",
+            "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner,
+            "-c", *(configurations or ["3d_fullres"]), "-np", 1, "-npfp", 1, "--verify_dataset_integrity",
         )  # fmt: skip
 
     @property

@@ -1,18 +1,25 @@
 """MedDANetTrainer keeps the trainer contract; its phases, labels and ranks are tested here."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from contract.trainer import LABELS, REGIONS, STRIDES, TrainerContract, assert_equal, checkpoint
-from end_to_end.stock import segmentations
+from end_to_end.stock import Workspace, make_dataset, segmentations
 from med_danet.ranks import train_one_rank
 from med_danet.small import OPTIONS, TWO, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.choice import UNKNOWN
+
+ALL = os.environ.get("NNUNET_EXT_ALL_METHODS") == "1"
+thorough = pytest.mark.skipif(not ALL, reason="minutes; NNUNET_EXT_ALL_METHODS=1 runs it")
 
 
 class TestMedDANetTrainer(TrainerContract):
@@ -21,6 +28,13 @@ class TestMedDANetTrainer(TrainerContract):
     plans = "MedDANetPlans"
     arch_kwargs = arch_kwargs(STRIDES, TWO)
     options = OPTIONS
+    configurations = ("2d", "3d_fullres")
+
+    test_killed_training_continues = None  # beside each border below
+    if not ALL:  # half a minute and more each; E2ENet's tests run them
+        test_five_folds_choose_predict_ensemble_export_and_import = test_validation_can_be_repeated = None
+        test_pretrained_weights_arrive = test_regions_and_ignore_label_through_all_folds_at_once = test_cascade = None
+        test_compiled_prediction_is_the_same = None
 
     def tiny(self, workspace, name="TinyPlans", **options):
         if "num_epochs" in options:  # the contract's other lengths, with the phases' own shares
@@ -124,14 +138,13 @@ class TestMedDANetTrainer(TrainerContract):
         trainer = self.build()
         trainer.initialize()
         trainer.on_train_epoch_start()
-        for module in trainer.net.modules():  # dropout would draw in another order
-            if isinstance(module, (torch.nn.Dropout, torch.nn.Dropout2d)):
-                module.p = 0.0
         batch = self.batch(trainer, 0)
+        torch.manual_seed(0)  # dropout
         trainer._bank_losses(batch["data"], batch["target"])
-        found = [p.grad.clone() for p in trainer.net.candidates.parameters() if p.grad is not None]
+        found = [p.grad.clone() for p in trainer.net.candidates.parameters()]
         trainer.optimizer.zero_grad()
         x, target = batch["data"], batch["target"]
+        torch.manual_seed(0)
         sum(trainer.loss(trainer.net.candidate(i, x), target) for i in range(2)).backward()
         assert_equal(found, [p.grad for p in trainer.net.candidates.parameters()])
 
@@ -206,6 +219,7 @@ class TestMedDANetTrainer(TrainerContract):
             self.build(self.handmade(**options))
         assert list(workspace.results.iterdir()) == []
 
+    @pytest.mark.slow
     def test_two_ranks_stay_equal_across_both_borders(self, workspace):
         torch.multiprocessing.spawn(train_one_rank, (str(workspace.root), workspace.folders), nprocs=2)
         first, second = (torch.load(workspace.root / f"rank{rank}") for rank in (0, 1))
@@ -221,13 +235,14 @@ class TestMedDANetTrainer(TrainerContract):
     @pytest.mark.slow
     def test_2d_through_the_stock_commands(self, planned, tmp_path):
         words = self.tiny(planned)
-        planned.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "TinyPlans", "-c", "2d", "-np", 1)
-        planned.train("2d", 0, *words, "--npz")
+        planned.train("2d", 0, *words)
         images = planned.raw / planned.dataset / "imagesTs"
-        predicted = planned.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", 0)
-        planned.run(
-            "nnunet_ext", "predict", "-i", images, "-o", tmp_path / "batched", "-d", planned.number, *words,
-            "-c", "2d", "-f", 0, "-device", "cpu", "-npp", 1, "-nps", 1,
+        predicted, _ = planned.together(
+            lambda: planned.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", 0),
+            lambda: planned.run(
+                "nnunet_ext", "predict", "-i", images, "-o", tmp_path / "batched", "-d", planned.number, *words,
+                "-c", "2d", "-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0,
+            ),
         )  # fmt: skip
         batched = segmentations(tmp_path / "batched")
         assert predicted and batched.keys() == predicted.keys()
@@ -244,3 +259,94 @@ class TestMedDANetTrainer(TrainerContract):
             assert sum(map(sum, case["votes"])) == case["slices"]
         planned.run("nnunet_ext", "report", fold.parent)
         assert "Activation by content, fold 0" in (fold.parent / "report.html").read_text()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("configuration", "kills"),
+        [
+            pytest.param("3d_fullres", [2], id="3d"),
+            pytest.param("3d_fullres", [0, 1, 2, 3], id="3d at every border", marks=thorough),
+            pytest.param("2d", [0, 1, 2, 3], id="2d at every border", marks=thorough),
+        ],
+    )
+    def test_training_continues_after_kills_beside_the_borders(self, planned, configuration, kills):
+        """Small candidates leave at epoch 1, decisions begin at epoch 3; killed in epochs before and after."""
+        name = f"Killed{len(kills)}Plans"
+        words = self.tiny(planned, name, num_epochs=5, leave_epoch=1, bank_epochs=3, num_iterations_per_epoch=12)
+        fold = planned.model(self.trainer, name, configuration) / "fold_0"
+        for number, kill in enumerate(kills):
+            self.kill_in_epoch(planned, kill, configuration, *words, *(["--c"] if number else []))
+            assert not (fold / "checkpoint_final.pth").exists()
+            if kill:
+                saved = checkpoint(fold, "checkpoint_latest.pth")
+                assert saved["current_epoch"] == kill and not saved["network_weights"]["decision_trained"]
+        output = planned.train(configuration, 0, *words, "--c").stdout
+        assert f"Epoch {kills[-1]}" in output and f"Epoch {kills[-1] - 1}" not in output
+        final = checkpoint(fold)
+        assert final["current_epoch"] == 5 and bool(final["network_weights"]["decision_trained"])
+        rows = json.loads((fold / "med_danet_history.json").read_text())
+        assert [row["epoch"] for row in rows] == list(range(-1, 5))
+        assert [row["phase"] for row in rows[1:]] == ["bank"] * 3 + ["decision"] * 2
+        learned = [[loss is not None for loss in row["candidate_losses"]] for row in rows[1:]]
+        assert learned == [[True, True], *[[False, True]] * 2, *[[False, False]] * 2]
+
+    def kill_in_epoch(self, workspace, epoch, configuration, *words):
+        log = workspace.root / f"killed_{configuration}_{epoch}.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                workspace.command("nnUNetv2_train", workspace.number, configuration, 0, *words, "-device", "cpu"),
+                env={**workspace.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=file,
+            )
+            deadline = time.time() + 300
+            while f"Epoch {epoch}" not in log.read_text():
+                assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+                time.sleep(0.02)
+            time.sleep(0.1)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+    @pytest.mark.slow
+    @thorough
+    def test_2d_chooses_predicts_ensembles_exports_and_imports(self, trained, tmp_path):
+        words = self.tiny(trained)
+        trained.together(*(lambda f=f: trained.train("2d", f, *words, "--npz") for f in range(5)))
+        trained.run("nnUNetv2_find_best_configuration", 7, *words, "-c", "2d", "3d_fullres", "-np", 1)
+        found = json.loads((trained.results / trained.dataset / "inference_information.json").read_text())
+        assert len(found["all_results"]) == 3  # both configurations and their ensemble
+        images = trained.raw / trained.dataset / "imagesTs"
+        flat, deep = (
+            trained.predict(images, tmp_path / c, *words, "-c", c, "--save_probabilities") for c in ("2d", "3d_fullres")
+        )
+        trained.run(
+            "nnUNetv2_ensemble", "-i", tmp_path / "2d", tmp_path / "3d_fullres", "-o", tmp_path / "both", "-np", 1
+        )
+        both = segmentations(tmp_path / "both")
+        assert list(both) == ["case_005.nii.gz", "case_006.nii.gz"] == list(flat) == list(deep)
+        for name, found in both.items():
+            files = [tmp_path / c / name.replace("nii.gz", "npz") for c in ("2d", "3d_fullres")]
+            assert np.array_equal(found, sum(np.load(file)["probabilities"] for file in files).argmax(0))
+        archive = tmp_path / "model.zip"
+        trained.run("nnUNetv2_export_model_to_zip", "-d", 7, "-o", archive, *words, "-c", "2d")
+        other = Workspace(trained.root, results="imported_2d")
+        other.run("nnUNetv2_install_pretrained_model_from_zip", archive)
+        again = other.predict(images, tmp_path / "again", *words, "-c", "2d")
+        assert all(np.array_equal(again[name], flat[name]) for name in flat)
+
+    @pytest.mark.slow
+    @thorough
+    def test_2d_regions_and_ignore_label_through_all_folds_at_once(self, tmp_path):
+        workspace = Workspace(tmp_path)
+        make_dataset(workspace, cases=4, tests=1, channels=2, regions=True, ignore=True)
+        workspace.plan(self.planner, "2d", "3d_fullres")
+        words = self.tiny(workspace)
+        workspace.train("2d", "all", *words)
+        images = workspace.raw / workspace.dataset / "imagesTs"
+        predicted = workspace.predict(images, tmp_path / "out", *words, "-c", "2d", "-f", "all")
+        assert set(np.unique(predicted["case_004.nii.gz"])) <= {0, 1, 2}
+        fold = workspace.model(self.trainer, "TinyPlans", "2d") / "fold_all"
+        spent = json.loads((fold / "validation" / "med_danet_spent.json").read_text())
+        assert set(spent["by_content"]) == {"no foreground", "whole", "inner"}
+        rows = json.loads((fold / "med_danet_history.json").read_text())
+        assert np.isfinite([row["train_loss"] for row in rows[1:]]).all()
