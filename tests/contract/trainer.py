@@ -30,6 +30,20 @@ REGIONS = {
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 
 
+# E2ENet runs all tests through the stock commands, the other methods those that differ for them, and all on request.
+THOROUGH = os.environ.get("NNUNET_EXT_ALL_METHODS") == "1"
+thorough = pytest.mark.skipif(not THOROUGH, reason="minutes; NNUNET_EXT_ALL_METHODS=1 runs it")
+STOCK_COMMANDS = (
+    "test_five_folds_choose_predict_ensemble_export_and_import",
+    "test_validation_can_be_repeated",
+    "test_pretrained_weights_arrive",
+    "test_killed_training_continues",
+    "test_compiled_prediction_is_the_same",
+    "test_regions_and_ignore_label_through_all_folds_at_once",
+    "test_cascade",
+)
+
+
 class TrainerContract:
     """A method subclasses this and says its names, its tiny network and its tiny schedule."""
 
@@ -39,6 +53,12 @@ class TrainerContract:
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
     configurations: tuple = ("3d_fullres",)  # those that are preprocessed
+
+    def __init_subclass__(cls, on_request=()):
+        """`on_request`: of `STOCK_COMMANDS`, what is left out unless everything is asked for."""
+        if not THOROUGH:
+            for name in on_request:
+                setattr(cls, name, None)
 
     @property
     def trainer_class(self):

@@ -1,9 +1,7 @@
 """DiNTSTrainer keeps the trainer contract; what only it has is tested here too."""
 
-import os
-
 import pytest
-from contract.trainer import STRIDES, TrainerContract, checkpoint
+from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, checkpoint
 from dints.small import random_code
 from end_to_end.stock import shrink
 
@@ -27,15 +25,15 @@ SEARCH = {
 }
 
 
-class TestDiNTSTrainer(TrainerContract):
+class TestDiNTSTrainer(
+    TrainerContract,
+    on_request=[name for name in STOCK_COMMANDS if "five_folds" not in name and "killed" not in name],
+):
     trainer = "DiNTSTrainer"
     planner = "DiNTSPlanner"
     plans = "DiNTSPlans"
     arch_kwargs = {"strides": STRIDES, "base_features": 4, **CODE.settings()}
     options = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2, "save_every": 1}
-
-    if os.environ.get("NNUNET_EXT_ALL_METHODS") != "1":  # half a minute and more each; E2ENet's tests run them
-        test_cascade = test_compiled_prediction_is_the_same = test_validation_can_be_repeated = None
 
     @pytest.fixture(scope="class")
     def planned(self, tmp_path_factory):

@@ -10,7 +10,16 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from contract.trainer import LABELS, REGIONS, STRIDES, TrainerContract, assert_equal, checkpoint
+from contract.trainer import (
+    LABELS,
+    REGIONS,
+    STOCK_COMMANDS,
+    STRIDES,
+    TrainerContract,
+    assert_equal,
+    checkpoint,
+    thorough,
+)
 from end_to_end.stock import Workspace, make_dataset, segmentations
 from med_danet.ranks import train_one_rank
 from med_danet.small import OPTIONS, TWO, arch_kwargs
@@ -18,11 +27,8 @@ from med_danet.small import OPTIONS, TWO, arch_kwargs
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.choice import UNKNOWN
 
-ALL = os.environ.get("NNUNET_EXT_ALL_METHODS") == "1"
-thorough = pytest.mark.skipif(not ALL, reason="minutes; NNUNET_EXT_ALL_METHODS=1 runs it")
 
-
-class TestMedDANetTrainer(TrainerContract):
+class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     trainer = "MedDANetTrainer"
     planner = "MedDANetPlanner"
     plans = "MedDANetPlans"
@@ -31,10 +37,6 @@ class TestMedDANetTrainer(TrainerContract):
     configurations = ("2d", "3d_fullres")
 
     test_killed_training_continues = None  # beside each border below
-    if not ALL:  # half a minute and more each; E2ENet's tests run them
-        test_five_folds_choose_predict_ensemble_export_and_import = test_validation_can_be_repeated = None
-        test_pretrained_weights_arrive = test_regions_and_ignore_label_through_all_folds_at_once = test_cascade = None
-        test_compiled_prediction_is_the_same = None
 
     def tiny(self, workspace, name="TinyPlans", **options):
         if "num_epochs" in options:  # the contract's other lengths, with the phases' own shares

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from contract.trainer import STRIDES, TrainerContract, assert_equal, checkpoint
+from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, assert_equal, checkpoint, thorough
 from end_to_end.stock import Workspace, segmentations
 from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
@@ -28,17 +28,12 @@ def weights_file(path):
     return torch.load(path)
 
 
-class TestMedTuningTrainer(TrainerContract):
+class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     trainer = "MedTuningTrainer"
     planner = "MedTuningPlanner"
     plans = "MedTuningPlans"
     arch_kwargs = arch_kwargs(STRIDES)
     options = OPTIONS
-
-    if os.environ.get("NNUNET_EXT_ALL_METHODS") != "1":  # half a minute and more each; E2ENet's tests run them
-        test_five_folds_choose_predict_ensemble_export_and_import = test_validation_can_be_repeated = None
-        test_pretrained_weights_arrive = test_killed_training_continues = test_compiled_prediction_is_the_same = None
-        test_regions_and_ignore_label_through_all_folds_at_once = test_cascade = None
 
     def tiny(self, workspace, name="TinyPlans", **options):
         words = super().tiny(workspace, name, **{"save_every": 1, **options})
@@ -277,7 +272,7 @@ class TestMedTuningTrainer(TrainerContract):
         assert np.array_equal(again[case], validated[case])
 
     @pytest.mark.slow
-    @pytest.mark.skipif(os.environ.get("NNUNET_EXT_ALL_METHODS") != "1", reason="half a minute")
+    @thorough
     def test_2d_through_the_stock_commands(self, planned, tmp_path):
         words = self.tiny(planned)
         planned.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "TinyPlans", "-c", "2d", "-np", 1)
