@@ -11,6 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from contract.on_request import THOROUGH
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
 
 from nnunet_ext._registry import PLANNERS, TRAINERS
@@ -31,8 +32,6 @@ STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 
 
 # E2ENet runs all tests through the stock commands, the other methods those that differ for them, and all on request.
-THOROUGH = os.environ.get("NNUNET_EXT_ALL_METHODS") == "1"
-thorough = pytest.mark.skipif(not THOROUGH, reason="minutes; NNUNET_EXT_ALL_METHODS=1 runs it")
 STOCK_COMMANDS = (
     "test_five_folds_choose_predict_ensemble_export_and_import",
     "test_validation_can_be_repeated",

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from contract.on_request import thorough
 from contract.trainer import (
     LABELS,
     REGIONS,
@@ -18,7 +19,6 @@ from contract.trainer import (
     TrainerContract,
     assert_equal,
     checkpoint,
-    thorough,
 )
 from end_to_end.stock import Workspace, make_dataset, segmentations
 from med_danet.ranks import train_one_rank

@@ -16,6 +16,7 @@ from contract.network import (
     NetworkContract,
     tensors,
 )
+from contract.on_request import thorough
 from med_tuning.tiny import TINY_SWIN, TINY_VIT, FixedStatistics
 
 from nnunet_ext.med_tuning.network import MedTuningNet
@@ -75,6 +76,11 @@ class TestSwin(Contract):
     tiny = TINY_SWIN
     # The ViT's suffices.
     test_two_ranks_make_one_identical_step = None
+
+    @thorough
+    @pytest.mark.slow
+    def test_the_compiled_network_computes_the_same(self):
+        super().test_the_compiled_network_computes_the_same()
 
     @pytest.mark.parametrize("classes", [1, 16])
     def test_logits_have_one_to_sixteen_channels(self, classes):

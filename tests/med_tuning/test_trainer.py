@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, assert_equal, checkpoint, thorough
+from contract.on_request import thorough
+from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, assert_equal, checkpoint
 from end_to_end.stock import Workspace, segmentations
 from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
