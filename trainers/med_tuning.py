@@ -111,16 +111,29 @@ class MedTuningTrainer(ExtTrainer):
                 f"Pretrained weights of {record.backbone}: {record.tensors} of {record.tensors} tensors from "
                 f"{record.source}, SHA256 {record.sha256}"
             )
-            values = self.plans_manager.plans["configurations"][self.configuration_name]
-            options = self.configuration_manager.configuration.get(PLANS_KEY) or {}
-            values[PLANS_KEY] = {**options, "weights_sha256": record.sha256}  # in the model folder's plans.json
+            self._record_in_plans(record.sha256)
         round_to_half(self.net, self.net.frozen_names())
+        self._taken = self._patch_kernel().clone()
+
+    def _record_in_plans(self, digest: str | None) -> None:
+        """Into the plans that nnU-Net writes into the model folder."""
+        values = self.plans_manager.plans["configurations"][self.configuration_name]
+        options = self.configuration_manager.configuration.get(PLANS_KEY) or {}
+        values[PLANS_KEY] = {**options, "weights_sha256": digest}
+
+    def _patch_kernel(self) -> torch.Tensor:
+        backbone: Any = self.net.backbone
+        return backbone.patch_embed.proj.weight.detach()
 
     def on_train_start(self) -> None:
         """ExtTrainer's; says what is tuned."""
         if not self.was_initialized:
             self.initialize()
         round_to_half(self.net, self.net.frozen_names())  # `-pretrained_weights` may have brought others
+        if self._is_new and self.weights is not None and not torch.equal(self._patch_kernel(), self._taken):
+            self.print_to_log_file("Another backbone was loaded since: the record of its weights is dropped.")
+            self.weights = None
+            self._record_in_plans(None)
         super().on_train_start()
         parameters = count_parameters(self.net)
         tuned, total = parameters["trainable"], parameters["total"]

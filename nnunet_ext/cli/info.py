@@ -232,7 +232,7 @@ def text(name: str, report: Mapping[str, Any]) -> str:
     stored = report["stored"]
     lines.append(f"  active weights {stored['weights_mb']:.1f} MB in fp32")
     if "checkpoint_mb" in stored:
-        lines.append(f"  checkpoint with optimizer state {stored['checkpoint_mb']:.1f} MB")
+        lines.append(f"  checkpoint_final.pth {stored['checkpoint_mb']:.1f} MB")
     return "\n".join([*lines, ""])
 
 

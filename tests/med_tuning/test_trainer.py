@@ -17,6 +17,7 @@ from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.weights import sha256_of
+from nnunet_ext.trainers.base import ExtTrainer
 
 FROZEN = "backbone.blocks.2.mlp.fc1.weight"
 
@@ -105,7 +106,7 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         with pytest.raises(ConfigurationError, match="does not exist"):  # a new training does
             self.build(self.pretrained(workspace)).initialize()
 
-    def test_pretrained_weights_of_nnunet_are_not_overwritten(self, workspace, file):
+    def test_pretrained_weights_of_nnunet_are_not_overwritten(self, workspace, file, monkeypatch):
         from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
         source = self.build(self.handmade(seed=9))
@@ -116,6 +117,11 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.initialize()
         load_pretrained_weights(trainer.network, path)
         assert torch.equal(trainer.network.state_dict()[FROZEN], source.network.state_dict()[FROZEN])
+        assert trainer.weights is not None
+        monkeypatch.setattr(ExtTrainer, "on_train_start", lambda self: None)  # there is no data to train on
+        trainer.on_train_start()
+        assert trainer.weights is None
+        assert trainer.plans_manager.plans["configurations"]["3d_fullres"]["nnunet_ext"]["weights_sha256"] is None
 
     def test_a_missing_file_is_refused_before_anything_is_written(self, workspace):
         with pytest.raises(ConfigurationError, match="weights.pth does not exist"):
@@ -197,7 +203,7 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
             trainer.lr_scheduler.step(epoch)
             rates.append({group["lr"] for group in trainer.optimizer.param_groups})
         assert rates == [{trainer.options.rate(epoch)} for epoch in (5, 0, 1, 2, 9)]
-        assert rates[2] == {pytest.approx(0.001)}
+        assert list(rates[2]) == [pytest.approx(0.001)]
 
     def test_what_is_tuned_and_the_slice_filters_are_written_every_epoch(self, workspace):
         trainer = self.build()
