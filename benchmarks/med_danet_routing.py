@@ -2,11 +2,11 @@
 
     python benchmarks/med_danet_routing.py --out benchmarks/results/med_danet_routing.json
 
-A small bank (its candidates differ in cost as the paper's do) and its decision network are trained with
-`MedDANetTrainer` on generated phantoms: a body in every slice with a dark and a bright distractor, and a target of two
-classes in half of the slices. Then new phantoms are predicted with nnU-Net's predictor, mirroring included: routed,
-and with the largest candidate on every slice, in turns within one process. Times are wall-clock of whole volumes; a
-ratio is the time of the largest candidate over the routed time in the same round.
+The paper's bank and its decision network are trained with `MedDANetTrainer` on generated phantoms: a body in every
+slice with a dark and a bright distractor, and a target of two classes in half of the slices. Then new phantoms are
+predicted with nnU-Net's predictor, mirroring included: routed, and with the largest candidate on every slice, in turns
+within one process. Times are wall-clock of whole volumes; a ratio is the time of the largest candidate over the routed
+time in the same round.
 """
 
 import argparse
@@ -22,22 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnunet_ext.figures.strip import strip_figure
+from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
 
-BANKS = {
-    "small": [
-        {"type": "unet", "width": 6},
-        {"type": "unet", "width": 8},
-        {"type": "transbts", "width": 12, "layers": 1, "embedding": 256, "heads": 4, "hidden": 1024},
-        {"type": "transbts", "width": 12, "layers": 4, "embedding": 256, "heads": 4, "hidden": 1024},
-    ],
-    "paper": [
-        {"type": "unet", "width": 12},
-        {"type": "unet", "width": 16},
-        {"type": "transbts", "width": 16, "layers": 1},
-        {"type": "transbts", "width": 16, "layers": 4},
-    ],
-}
 LABELS = {
     "channel_names": {"0": "CT"},
     "labels": {"background": 0, "outer": 1, "inner": 2},
@@ -120,23 +108,25 @@ def plans(bank, size, options):
     }
 
 
-def train(trainer, rng, size, bank):
+def train(trainer, seed, size, bank):
     """Both phases as nnU-Net goes through them, on new phantoms in every step; returns a row for each epoch."""
-    rows, first = [], 0
+    rows = []
     if bank is not None and bank.is_file():
-        trainer.net.candidates.load_state_dict(torch.load(bank, weights_only=True))
-        first = trainer.options.decision_start
-    for epoch in range(first, trainer.num_epochs):
+        saved = torch.load(bank, weights_only=True)
+        trainer.net.candidates.load_state_dict(saved["weights"])
+        rows = saved["rows"]
+    for epoch in range(len(rows), trainer.num_epochs):
         start = time.perf_counter()
+        rng = np.random.default_rng([seed, epoch])
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
         outputs = [trainer.train_step(batch(rng, 2, size)) for _ in range(trainer.num_iterations_per_epoch)]
         trainer.on_train_epoch_end(outputs)
-        row = trainer.history_row()
-        rows.append({"epoch": epoch, **row})
+        seconds = round(time.perf_counter() - start, 1)
+        rows.append({"epoch": epoch, **trainer.history_row(), "seconds": seconds})
         if bank is not None and epoch + 1 == trainer.options.decision_start:
-            torch.save(trainer.net.candidates.state_dict(), bank)
-        print(json.dumps(rows[-1]), f"{time.perf_counter() - start:.1f} s", flush=True)
+            torch.save({"weights": trainer.net.candidates.state_dict(), "rows": rows}, bank)
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -158,8 +148,9 @@ def predictor_of(trainer):
     return predictor
 
 
-def evaluate(trainer, rng, size, cases, rounds):
-    """Skipped shares and Dice over `cases` phantoms; wall-clock of each case, in turns."""
+def evaluate(trainer, seed, size, cases, rounds, strip):
+    """Skipped shares and Dice over `cases` phantoms; wall-clock of each case, in turns; the last one as a strip."""
+    rng = np.random.default_rng(seed)
     predictor, network = predictor_of(trainer), trainer.net
     titles = ["skip", *(candidate.title for candidate in network.bank)]
     rows, ratios, seconds = [], [], {"routed": [], "largest": []}
@@ -193,6 +184,9 @@ def evaluate(trainer, rng, size, cases, rounds):
         chosen += np.bincount(choices.flatten(), minlength=len(titles))
         rows.append(row)
     network.record = None
+    if strip:
+        votes = [[int((choices[:, k] == n).sum()) for n in range(len(titles))] for k in range(size[0])]
+        strip_figure(votes, (labels > 0).sum((1, 2)).tolist(), titles).savefig(strip, dpi=150)
     return {
         "empty slices skipped": skipped["empty"] / slices["empty"],
         "filled slices skipped": skipped["filled"] / slices["filled"],
@@ -209,17 +203,17 @@ def evaluate(trainer, rng, size, cases, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bank", choices=BANKS, default="small")
-    parser.add_argument("--size", default="32,48,48", help="D,H,W of the phantoms")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[4, 8], help="of the bank and of the decision network")
+    parser.add_argument("--size", default="32,32,32", help="D,H,W of the phantoms")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[35, 80], help="of bank and decision network")
     parser.add_argument("--iterations", type=int, default=20, help="an epoch; each takes --slices slices")
-    parser.add_argument("--slices", type=int, default=16)
+    parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=JSON", help="further training options")
-    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--cases", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2, help="timed turns a case")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bank-file", type=Path, help="the bank's weights; trained and written if not there")
+    parser.add_argument("--bank-file", type=Path, help="the trained bank; written if it is not there")
+    parser.add_argument("--strip", type=Path, help="a PNG of what the slices of the last volume got")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -229,7 +223,7 @@ def main():
         "bank_epochs": args.epochs[0],
         "num_iterations_per_epoch": args.iterations,
         "slices_per_step": args.slices,
-        "initial_lr": 2e-3,
+        "initial_lr": 5e-3,
         "seed": args.seed,
         **{name: json.loads(value) for name, _, value in (item.partition("=") for item in args.set)},
     }
@@ -241,21 +235,18 @@ def main():
         (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data
         from nnunet_ext.trainers.med_danet import MedDANetTrainer
 
-        trainer = MedDANetTrainer(plans(BANKS[args.bank], size, options), "3d_fullres", 0, LABELS, torch.device("cpu"))
+        trainer = MedDANetTrainer(plans(PAPER_BANK, size, options), "3d_fullres", 0, LABELS, torch.device("cpu"))
         trainer.initialize()
-        rng = np.random.default_rng(args.seed)
-        start = time.perf_counter()
-        history = train(trainer, rng, size, args.bank_file)
+        history = train(trainer, args.seed, size, args.bank_file)
         report = {
             "machine": platform.processor() or platform.machine(),
             "versions": {name: version(name) for name in ("torch", "nnunetv2")},
             "threads": args.threads,
             "size": size,
-            "bank": BANKS[args.bank],
+            "bank": PAPER_BANK,
             "options": options,
-            "seconds of training": round(time.perf_counter() - start, 1),
             "history": history,
-            **evaluate(trainer, np.random.default_rng(args.seed + 10_000), size, args.cases, args.rounds),
+            **evaluate(trainer, args.seed + 20_000, size, args.cases, args.rounds, args.strip),
         }
     print(json.dumps({key: value for key, value in report.items() if key not in ("history", "bank")}, indent=2))
     if args.out:
