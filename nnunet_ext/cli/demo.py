@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import METHODS, Method, get_method
+from nnunet_ext._methods import Method, get_method
 from nnunet_ext.cli.demo_report import (
     Scores,
     cost_text,
@@ -21,7 +21,7 @@ from nnunet_ext.cli.demo_report import (
     shortened_text,
     times_table,
 )
-from nnunet_ext.cli.demo_schedule import augmentation_processes, chosen_device, cpus, demo_settings
+from nnunet_ext.cli.demo_schedule import METHOD_SCHEDULES, augmentation_processes, chosen_device, cpus, demo_settings
 from nnunet_ext.cli.raw_dataset import (
     TestCases,
     as_predicted,
@@ -55,7 +55,7 @@ FOLD = 0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext demo`."""
-    parser.add_argument("--method", default="e2enet", choices=sorted(METHODS), help="default: %(default)s")
+    parser.add_argument("--method", default="e2enet", choices=sorted(METHOD_SCHEDULES), help="default: %(default)s")
     parser.add_argument(
         "--dataset",
         type=Path,

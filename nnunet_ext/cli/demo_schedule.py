@@ -82,7 +82,7 @@ def demo_settings(
         epochs: instead of the schedule's.
     """
     kind = "cuda" if device == "cuda" else "cpu"
-    schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES.get(method, {}).get(kind, {})}
+    schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES[method][kind]}
     if not phantoms:
         schedule["num_epochs"] = round(REAL_DATA_FACTOR * schedule["num_epochs"])
     if epochs is not None:
