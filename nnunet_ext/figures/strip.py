@@ -23,7 +23,8 @@ def strip_figure(votes: Sequence[Sequence[int]], foreground: Sequence[float], ch
     figure = Figure(figsize=(8.4, 2.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
     numbers = range(len(votes))
-    above.fill_between(numbers, foreground, step="mid", color="#595959", linewidth=0)
+    edges = [number - 0.5 for number in range(len(votes) + 1)]
+    above.stairs(foreground, edges, fill=True, color="#595959", linewidth=0)
     above.set_ylabel("foreground\n[pixels]")
     above.set_ylim(0, max(1, *foreground) * 1.05)
     bottom = [0.0] * len(votes)

@@ -88,4 +88,5 @@ def test_a_strip_has_the_chosen_colour_at_each_slice_and_the_area_above():
     }
     first, last = (CANDIDATES[k].lower() for k in (0, 3))
     assert drawn == {(0, SKIPPED): 1, (1, SKIPPED): 0.25, (1, first): 0.75, (2, last): 1}
-    assert above.collections[0].get_paths()[0].vertices[:, 1].max() == 11
+    steps = above.patches[0].get_data()
+    assert list(steps.values) == [0, 5, 11] and list(steps.edges) == [-0.5, 0.5, 1.5, 2.5]
