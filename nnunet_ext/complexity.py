@@ -115,3 +115,19 @@ def complexity_report(network: nn.Module, input_channels: int, patch_size: Seque
         per_mac = getattr(network, "paper_flops_per_mac", 2)  # some papers call a multiply-add one FLOP
         report["paper"] = {"gmacs": paper / per_mac / GIGA, "gflops": paper / GIGA}
     return report
+
+
+def kept_elements(network: nn.Module, x: Tensor) -> int:
+    """Elements (of four bytes) that autograd keeps of a forward pass, parameters aside; both on the meta device."""
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    saved = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    return sum(storage.nbytes() for storage in saved.values()) // 4

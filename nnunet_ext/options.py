@@ -75,3 +75,8 @@ def architecture_options(network_class: type) -> dict[str, Any]:
     """Names and defaults of the keyword-only arguments of a network's constructor, deep supervision aside."""
     parameters = inspect.signature(network_class).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "deep_supervision"}
+
+
+def dotted_path(cls: type) -> str:
+    """By which plans files name a class."""
+    return f"{cls.__module__}.{cls.__name__}"

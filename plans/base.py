@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_ext.compatibility import check_nnunet_version
-from nnunet_ext.options import PLANS_KEY, TrainingOptions
+from nnunet_ext.options import PLANS_KEY, TrainingOptions, dotted_path
 
 
 class ExtPlanner(ExperimentPlanner):
@@ -51,10 +51,6 @@ class ExtPlanner(ExperimentPlanner):
         """As `arch_kwargs`, for networks that must know their patch (voxels) too."""
         return cls.arch_kwargs(strides)
 
-    @classmethod
-    def _class_name(cls) -> str:
-        return f"{cls.network_class.__module__}.{cls.network_class.__name__}"
-
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Shares nnU-Net's preprocessed data where ours is the same: 2d and 3d_fullres at the default spacing.
 
@@ -79,7 +75,7 @@ class ExtPlanner(ExperimentPlanner):
         nnU-Net's reference values count one element per convolution output, while a training step keeps two (the
         convolution's output and its activation); our networks count all that is kept.
         """
-        if arch_class_name != cls._class_name():
+        if arch_class_name != dotted_path(cls.network_class):
             return ExperimentPlanner.static_estimate_VRAM_usage(
                 patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
             )
@@ -95,7 +91,7 @@ class ExtPlanner(ExperimentPlanner):
         plan = super().get_plans_for_configuration(spacing, *args, **kwargs)
         if ours:
             plan["architecture"] = {
-                "network_class_name": self._class_name(),
+                "network_class_name": dotted_path(self.network_class),
                 "arch_kwargs": self.arch_kwargs_at(plan["architecture"]["arch_kwargs"]["strides"], plan["patch_size"]),
                 "_kw_requires_import": [],
             }

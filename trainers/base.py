@@ -19,7 +19,7 @@ from nnunet_ext.compatibility import check_nnunet_version
 from nnunet_ext.complexity import complexity_report
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_atomically, write_json
-from nnunet_ext.options import PLANS_KEY, TrainingOptions, architecture_options, refuse_unknown
+from nnunet_ext.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
 
 METHOD_STATE = "nnunet_ext"  # the key that we add to nnU-Net's checkpoints
 
@@ -31,11 +31,6 @@ def unwrap(network: nn.Module) -> nn.Module:
     while isinstance(network, (DistributedDataParallel, OptimizedModule)):
         network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
     return network
-
-
-def dotted_path(cls: type) -> str:
-    """By which plans files name a class."""
-    return f"{cls.__module__}.{cls.__name__}"
 
 
 def named_arch_kwargs(configuration_manager: ConfigurationManager, network_class: type) -> dict[str, Any] | None:

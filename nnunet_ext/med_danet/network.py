@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
 from nnunet_ext.med_danet.candidates import build_candidate
@@ -168,7 +169,7 @@ class MedDANet(nn.Module):
         """
         slices = math.prod(patch_size[:-2])
         x = torch.empty(max(slices, 2), self.input_channels, *patch_size[-2:], device="meta")
-        most = max(_kept_elements(candidate, x) for candidate in self.candidates)
+        most = max(kept_elements(copy.deepcopy(candidate).to("meta").train(), x) for candidate in self.candidates)
         return round(most * slices / len(x))
 
 
@@ -185,24 +186,6 @@ class _NoBenchmark:
     def __exit__(self, *_: object) -> None:
         if self.needed:
             torch.backends.cudnn.benchmark = True
-
-
-def _kept_elements(network: nn.Module, x: Tensor) -> int:
-    shadow = copy.deepcopy(network).to("meta").train()
-    own = {parameter.untyped_storage()._cdata for parameter in shadow.parameters()}
-    saved = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = shadow(x)
-    elements = sum(storage.nbytes() for storage in saved.values()) // 4
-    del outputs
-    return elements
 
 
 def _say_what_predicts(network: nn.Module, _: Any) -> None:

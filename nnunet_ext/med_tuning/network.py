@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.adapters import BRANCHES
 from nnunet_ext.med_tuning.backbones import (
@@ -187,22 +188,9 @@ class MedTuningNet(nn.Module):
         """
         with torch.device("meta"):
             shadow = type(self)(**{**self._arguments, "patch_size": [int(side) for side in patch_size]}).train()
-        own = {parameter.untyped_storage()._cdata for parameter in shadow.parameters()}
-        saved = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                saved[storage._cdata] = storage
-            return tensor
-
         # Two samples, because a batch norm refuses a single value.
         x = torch.empty(2, self.input_channels, *patch_size, device="meta")
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = shadow(x)
-        elements = sum(storage.nbytes() for storage in saved.values()) // 4
-        del logits
-        return math.ceil(elements / 2)
+        return math.ceil(kept_elements(shadow, x) / 2)
 
 
 def arch_kwargs_from_strides(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dints.small import random_code
-from end_to_end.stock import handmade_plans, stock_architecture
+from end_to_end.stock import stock_plans
 
 from nnunet_ext._methods import get_method
 from nnunet_ext.cli.demo_schedule import demo_settings
@@ -24,20 +24,12 @@ CODE = random_code(3, layers=4)
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
 
 
-def plans(name):
-    made = handmade_plans(stock_architecture(STRIDES), strides=STRIDES)
-    made.pop("continue_training")
-    for configuration in made["configurations"].values():
-        configuration.pop("nnunet_ext")
-    return {**made, "plans_name": name}
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     folder = tmp_path / "Dataset007_Tiny"
     folder.mkdir()
-    (folder / "nnUNetPlans.json").write_text(json.dumps(plans("nnUNetPlans")))
+    (folder / "nnUNetPlans.json").write_text(json.dumps(stock_plans("nnUNetPlans", STRIDES)))
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
     return folder
 
@@ -92,7 +84,7 @@ def test_bad_codes_write_nothing(folder, tmp_path, capsys):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_make_plans_of_which_a_network_is_built(preset):
     method = get_method("dints")
-    made = derive_plans(plans("nnUNetPlans"), DATASET_JSON, method, name="New", settings=PRESETS[preset])
+    made = derive_plans(stock_plans("nnUNetPlans", STRIDES), DATASET_JSON, method, name="New", settings=PRESETS[preset])
     configuration = made["configurations"]["3d_fullres"]
     places = {**configuration["nnunet_ext"], **configuration["architecture"]["arch_kwargs"]}
     assert {key: places[key] for key in PRESETS[preset]} == PRESETS[preset]
@@ -122,7 +114,7 @@ def test_info_tells_of_the_network_and_of_the_supernet_without_torch(folder):
 
 def test_the_demo_trains_a_narrow_network_shortly():
     method = get_method("dints")
-    source = derive_plans(plans("nnUNetPlans"), DATASET_JSON, method, name="Own")
+    source = derive_plans(stock_plans("nnUNetPlans", STRIDES), DATASET_JSON, method, name="Own")
     settings = demo_settings("dints", "cpu", source["configurations"]["3d_fullres"])
     made = derive_plans(source, DATASET_JSON, method, name="Demo", settings=settings, configurations=["3d_fullres"])
     demo = made["configurations"]["3d_fullres"]

@@ -194,6 +194,15 @@ def handmade_plans(architecture, *, patch_size=(8, 16, 16), strides=((1, 1, 1), 
     }
 
 
+def stock_plans(name, strides):
+    """The plans as nnU-Net's planner would have written them: without options of ours."""
+    made = handmade_plans(stock_architecture(strides), strides=strides)
+    made.pop("continue_training")
+    for configuration in made["configurations"].values():
+        configuration.pop("nnunet_ext")
+    return {**made, "plans_name": name}
+
+
 def stock_architecture(strides):
     """nnU-Net's PlainConvUNet as its planner writes it."""
     dimensions, levels = len(strides[0]), len(strides)

@@ -5,26 +5,19 @@ import json
 import pytest
 import timm
 import torch
-from end_to_end.stock import handmade_plans, stock_architecture
+from end_to_end.stock import stock_plans
 from med_tuning.training import BACKBONE, SETTINGS
 
 from nnunet_ext._methods import get_method
 from nnunet_ext.cli.main import main
 from nnunet_ext.med_tuning.presets import PRESETS
+from nnunet_ext.options import dotted_path
 from nnunet_ext.plans.med_tuning import MedTuningPlanner
 from nnunet_ext.plans_file import derive_plans
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
 SMALL = ["--set", f"backbone={BACKBONE}", "--set", f"backbone_settings={json.dumps(SETTINGS)}"]
-
-
-def plans(name):
-    made = handmade_plans(stock_architecture(STRIDES), strides=STRIDES)
-    made.pop("continue_training")
-    for configuration in made["configurations"].values():
-        configuration.pop("nnunet_ext")
-    return {**made, "plans_name": name}
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "Dataset007_Tiny"
     folder.mkdir()
-    (folder / "nnUNetPlans.json").write_text(json.dumps(plans("nnUNetPlans")))
+    (folder / "nnUNetPlans.json").write_text(json.dumps(stock_plans("nnUNetPlans", STRIDES)))
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
     return folder
 
@@ -89,7 +82,7 @@ def test_info_tells_of_the_parts_and_the_trainable_share(folder, capsys):
 def test_presets_make_plans_of_which_a_network_is_built(preset):
     method = get_method("med_tuning")
     settings = {**PRESETS[preset], "pretrained": False}
-    made = derive_plans(plans("nnUNetPlans"), DATASET_JSON, method, name="New", settings=settings)
+    made = derive_plans(stock_plans("nnUNetPlans", STRIDES), DATASET_JSON, method, name="New", settings=settings)
     configuration = made["configurations"]["3d_fullres"]
     places = {**configuration, **configuration["nnunet_ext"], **configuration["architecture"]["arch_kwargs"]}
     assert {key: places[key] for key in settings} == settings
@@ -98,7 +91,7 @@ def test_presets_make_plans_of_which_a_network_is_built(preset):
 def test_the_planner_counts_the_network_of_each_patch():
     def elements(patch):
         return MedTuningPlanner.static_estimate_VRAM_usage(
-            patch, 1, 3, MedTuningPlanner._class_name(), {"strides": STRIDES}, ()
+            patch, 1, 3, dotted_path(MedTuningPlanner.network_class), {"strides": STRIDES}, ()
         )
 
     small, deep = elements([8, 64, 64]), elements([16, 64, 64])
