@@ -112,7 +112,7 @@ def test_every_preset_equals_torch_or_names_why_not(preset, capsys):
         assert_equal(network, x)
 
 
-@pytest.mark.parametrize("size, width", [((40, 56, 40), 48), ((20, 160, 128), 16)], ids=str)
+@pytest.mark.parametrize("size, width", [((40, 56, 40), 48), ((20, 160, 128), 16), ((32, 128, 144), 8)], ids=str)
 def test_planned_patches(size, width):
     strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]] if size[0] == 20 else ISOTROPIC
     assert_equal(build(2, 14, strides=strides, base_features=width), torch.randn(1, 2, *size))

@@ -33,12 +33,22 @@ typedef float Stored;
 
 namespace {
 
-constexpr int CHUNK = 32;  // positions of a pointwise block
+constexpr int CHUNK = 16;  // positions of a pointwise block
 constexpr int PAIR = LANES < 16 ? 16 / LANES : 1;  // vectors of floats in a cache line, which are read together
 constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
+constexpr int64_t LARGE = 16 << 20;  // bytes of a volume that does not stay in a cache
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
+inline void store_past(float* p, V v) {  // past the caches; p is aligned to a vector
+#if defined(__AVX512F__) && LANES == 16 && !defined(__clang__)
+    __builtin_ia32_movntps512(p, v);
+#elif defined(__AVX__) && LANES == 8 && !defined(__clang__)
+    __builtin_ia32_movntps256(p, v);
+#else
+    store(p, v);
+#endif
+}
 inline V zero() { return V{}; }
 inline V larger(V a, V b) { return a > b ? a : b; }
 inline V leaky(V v, float slope) { return larger(v * slope, v); }  // for slopes up to 1; NaN stays NaN
@@ -329,16 +339,21 @@ struct Tile {
     int row, rows, column, lane;  // first output row, their number, first output column, first output lane
 };
 
-// The transformed input of one channel, `rows` input rows of it: t[point][channel][row].
+// Where to fetch in advance for a vector whose lanes the depth shift may move across the border of a cache line: of the
+// vectors that are read together, the last one fetches by its last lane, the others by their first.
+inline int fetched_lane(bool last) { return PAIR == 1 ? LANES / 2 : last ? LANES - 1 : 0; }
+
+// The transformed input of one channel, `rows` input rows of it: t[point][channel][row]. `last` as in fetched_lane.
 template <int TILE, int SH, int SD, bool NORM>
-void read_channel(const Layer& layer, int channel, const Tile& tile, V* t) {
+void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, V* t) {
     constexpr int J = points<TILE>();
     const int rows = input_rows<SH>(tile.rows);
     const int64_t stride = static_cast<int64_t>(layer.in_channels) * rows;
     const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
     const int first_column = tile.column * layer.stride_w - 1;
     t += static_cast<int64_t>(channel) * rows;
-    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane;
+    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane +
+                          (SD == 1 ? fetched_lane(last) : 0);
     for (int k = 0; k < rows; ++k) {
         const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
         for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
@@ -395,9 +410,9 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
                     for (int p = 0; p < together; ++p) {
                         tile.lane = (b + p) * LANES;
                         if (layer.channels[i].scale)
-                            read_channel<TILE, SH, SD, true>(layer, i, tile, transformed + p * size);
+                            read_channel<TILE, SH, SD, true>(layer, i, tile, p == PAIR - 1, transformed + p * size);
                         else
-                            read_channel<TILE, SH, SD, false>(layer, i, tile, transformed + p * size);
+                            read_channel<TILE, SH, SD, false>(layer, i, tile, p == PAIR - 1, transformed + p * size);
                     }
                 }
             }
@@ -501,6 +516,8 @@ template <int T, int P>
 void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
     const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
     const int64_t connections = layer.starts[layer.out_channels];
+    const bool past = sizeof(Stored) == sizeof(float) && layer.out_lanes % (2 * LANES) == 0 &&
+                      static_cast<int64_t>(layer.out_plane) * layer.out_channels * sizeof(Stored) > LARGE;
     for (int o = outputs.first; o < outputs.end; ++o) {
         for (int tap = 0; tap < taps; tap += T) {
             V acc[T][P];
@@ -528,6 +545,12 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                     } else if (T == 2 && layer.stride_d == 2) {
                         V low, high;
                         interleave(acc[0][p], acc[T - 1][p], low, high);
+                        if (past) {
+                            float* to = static_cast<float*>(layer.out) + out + 2 * lane;
+                            store_past(to, low);
+                            store_past(to + LANES, high);
+                            break;
+                        }
                         put(layer, out + 2 * lane, low);
                         if (2 * lane + LANES < layer.out_lanes) put(layer, out + 2 * lane + LANES, high);
                         break;
@@ -547,8 +570,11 @@ template <int P, bool NORM>
 void read_positions(const Layer& layer, int channel, int h, int column, int count, int lane, V* x) {
     const Reader<1, NORM> read(layer.channels[channel], lane, 1, layer.slope);
     const int64_t line = static_cast<int64_t>(h) * layer.in_row + static_cast<int64_t>(column) * layer.in_lanes;
-    for (int p = 0; p < count; ++p)
+    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + lane + line;
+    for (int p = 0; p < count; ++p) {
+        __builtin_prefetch(ahead + static_cast<int64_t>(p) * layer.in_lanes);
         x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
+    }
     for (int p = count; p % P; ++p) x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = zero();
 }
 
@@ -564,16 +590,23 @@ void pointwise_item(const Layer& layer, int item, float* scratch) {
     const Range lanes(layer.in_lanes / LANES, layer.lane_blocks, lane_block);
     const int column = column_block * CHUNK;
     const int count = layer.in_w - column < CHUNK ? layer.in_w - column : CHUNK;
-    V* x = reinterpret_cast<V*>(scratch);
+    V* x = reinterpret_cast<V*>(scratch);  // of PAIR neighbouring vectors of lanes
+    const int64_t size = static_cast<int64_t>(layer.in_channels) * CHUNK;
     for (int b = lanes.first; b < lanes.end; ++b) {
-        for (int i = 0; i < layer.in_channels; ++i) {
-            if (layer.channels[i].scale)
-                read_positions<P, true>(layer, i, h, column, count, b * LANES, x);
-            else
-                read_positions<P, false>(layer, i, h, column, count, b * LANES, x);
+        if ((b - lanes.first) % PAIR == 0) {
+            const int together = lanes.end - b < PAIR ? lanes.end - b : PAIR;
+            for (int i = 0; i < layer.in_channels; ++i) {
+                for (int n = 0; n < together; ++n) {
+                    if (layer.channels[i].scale)
+                        read_positions<P, true>(layer, i, h, column, count, (b + n) * LANES, x + n * size);
+                    else
+                        read_positions<P, false>(layer, i, h, column, count, (b + n) * LANES, x + n * size);
+                }
+            }
         }
+        const V* mine = x + (b - lanes.first) % PAIR * size;
         for (int p = 0; p < count; p += P)
-            pointwise_taps<T, P>(layer, outputs, x + static_cast<int64_t>(p) * layer.in_channels, h, column + p, count - p, b * LANES);
+            pointwise_taps<T, P>(layer, outputs, mine + static_cast<int64_t>(p) * layer.in_channels, h, column + p, count - p, b * LANES);
     }
 }
 
@@ -671,7 +704,7 @@ int64_t packed_scratch(const Layer* layer) {
         vectors = static_cast<int64_t>(j) * (PAIR * static_cast<int64_t>(layer->in_channels) * rows +
                                              static_cast<int64_t>(layer->out_channels) * layer->rows);
     } else if (layer->kind == 1) {
-        vectors = static_cast<int64_t>(layer->in_channels) * CHUNK;
+        vectors = static_cast<int64_t>(PAIR) * layer->in_channels * CHUNK;
     }
     return vectors * static_cast<int64_t>(sizeof(V));
 }
@@ -697,6 +730,9 @@ void packed_run(const Layer* layers, int32_t count, int32_t threads, char* scrat
                 else
                     pool(layer, item);
             }
+#if defined(__x86_64__)
+            __builtin_ia32_sfence();  // what was stored past the caches
+#endif
             barrier->wait();
             if (layer.kind != 0) continue;
             for (int c; (c = next[2 * l + 1].fetch_add(1, std::memory_order_relaxed)) < layer.out_channels;)

@@ -17,7 +17,7 @@ from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction
 CONVOLUTION, POINTWISE, POOLING = range(3)
 NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, which the layers that read a volume apply
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
-CHUNK = 32
+CHUNK = 16
 CACHE_LINE = 16  # floats
 ITEMS_PER_THREAD = 4
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
