@@ -52,29 +52,25 @@ class FrequencyBranch(nn.Module):
 
     def kernel(self) -> Tensor:
         """`[2, D]`: real and imaginary part of the circular filter along the slices, IDFT(W_F)."""
-        return self._inverse(self.weight)
-
-    def _inverse(self, spectrum: Tensor) -> Tensor:
-        spectrum = spectrum.flatten()
-        return torch.stack([part @ spectrum for part in _waves(spectrum)]) / len(spectrum)
-
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
-        """`[2D, D]`: the circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]."""
-        spectrum = self.weight.flatten().to(dtype)
-        cos, sin = _waves(spectrum)
-        # The addition theorem for (d - e) makes sums of products of it: no gather, whose backward pass is random.
-        real = (cos * spectrum) @ cos + (sin * spectrum) @ sin
-        imaginary = (sin * spectrum) @ cos - (cos * spectrum) @ sin
-        return torch.cat([real, imaginary]) / len(spectrum)
+        spectrum = self.weight.flatten()
+        return (_waves(spectrum) @ spectrum).unflatten(0, (2, -1)) / len(spectrum)
 
     def _circulant(self, z: Tensor) -> Tensor:
-        batch, channels, slices, height, width = z.shape
-        rows = z.permute(0, 2, 3, 4, 1).reshape(batch, slices, -1)
-        filtered = torch.matmul(self._matrix(z.dtype), rows).view(batch, 2, slices, height * width, channels)
-        filtered[:, :, :, 0] += self._inverse(self.bias.to(z.dtype)).unsqueeze(-1)
-        real, imaginary = filtered.unbind(1)
+        tokens = z.movedim(1, -1)
+        batch, slices, height, width, channels = tokens.shape
+        rows = tokens.reshape(batch, slices, -1)
+        spectrum, bias = self.weight.flatten().to(z.dtype), self.bias.flatten().to(z.dtype)
+        waves = _waves(spectrum)
+        cos, sin = waves.chunk(2)
+        # The circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]. The addition theorem
+        # for (d - e) makes sums of products of them: no gather, whose backward pass is random.
+        turned = torch.cat([torch.cat([cos, sin], dim=1), torch.cat([sin, -cos], dim=1)])
+        matrix = (turned * spectrum.repeat(2)) @ waves / slices
+        first = (waves @ bias / slices).unsqueeze(1).expand(-1, channels)
+        offset = F.pad(first, (0, rows.shape[2] - channels)).unsqueeze(0)
+        real, imaginary = torch.baddbmm(offset, matrix.expand(batch, -1, -1), rows).chunk(2, dim=1)
         magnitude = torch.sqrt(real.square() + imaginary.square() + _TINY)
-        return magnitude.view(batch, slices, height, width, channels).permute(0, 4, 1, 2, 3)
+        return magnitude.view(tokens.shape).movedim(-1, 1)
 
     def _fft(self, z: Tensor) -> Tensor:
         spectrum = torch.fft.fftn(z, dim=(2, 3, 4)) * self.weight.to(z.dtype) + self.bias.to(z.dtype)
@@ -85,11 +81,11 @@ class FrequencyBranch(nn.Module):
         return 2 * z.shape[2] * z.numel()
 
 
-def _waves(like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi n k / D, `[D, D]`, in the dtype and on the device of `like [D]`; exact in the angle."""
+def _waves(like: Tensor) -> Tensor:
+    """cos and below it sin of 2 pi n k / D, `[2D, D]`, in dtype and on device of `like [D]`; exact in the angle."""
     number = torch.arange(len(like), device=like.device)
     angles = torch.outer(number, number).remainder(len(like)).to(like.dtype) * (2 * math.pi / len(like))
-    return angles.cos(), angles.sin()
+    return torch.cat([angles.cos(), angles.sin()])
 
 
 class DepthwiseConv(nn.Conv3d):
@@ -97,13 +93,24 @@ class DepthwiseConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [B, h, D, H, W]` -> the same shape."""
-        along, across = self.kernel_size[0] // 2, self.kernel_size[1] // 2
-        if across == 0:
-            y = F.conv2d(x.flatten(3), self.weight.flatten(3), self.bias, padding=(along, 0), groups=self.groups)
-            return y.unflatten(3, x.shape[3:])
-        slices = x.transpose(1, 2)
-        y = F.conv2d(slices.flatten(0, 1), self.weight.squeeze(2), self.bias, padding=across, groups=self.groups)
-        return y.unflatten(0, slices.shape[:2]).transpose(1, 2)
+        tokens = x.movedim(1, -1)  # views of this order keep strides by which conv2d knows that channels are last
+        along = self.kernel_size[1] == 1
+        axis = 2 if along else 0  # the plane becomes one axis, or the slices become the batch
+        merged, weight = tokens.flatten(axis, axis + 1).movedim(-1, 1), self.weight.flatten(axis + 1, axis + 2)
+        padding = self.padding[:2] if along else self.padding[1:]
+        y = F.conv2d(merged, weight, self.bias, padding=padding, groups=self.groups)
+        return y.movedim(1, -1).unflatten(axis, tokens.shape[axis : axis + 2]).movedim(-1, 1)
+
+
+class PointwiseConv(nn.Conv3d):
+    """A 1x1x1 convolution, computed as a linear layer of the tokens, which lie in memory one after the other."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [B, C, D, H, W]` -> `[B, K, D, H, W]`."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class SeparableBranch(nn.Sequential):
@@ -126,10 +133,10 @@ class Interaction(nn.Module):
         super().__init__()
         self.previous, self.stride, self.mode = previous, stride, mode
         if stride == 1:
-            self.align = nn.Conv3d(previous, width, 1)
+            self.align: nn.Conv3d = PointwiseConv(previous, width)
         else:
             self.align = nn.Conv3d(previous, width, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1))
-        self.fuse = nn.Conv3d(2 * width, width, 1) if mode == "concat" else None
+        self.fuse = PointwiseConv(2 * width, width) if mode == "concat" else None
 
     def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
         """`x [B, h, D, H, W]`, `before [B, previous, D, stride * H, stride * W]` or None in the first stage."""
@@ -176,7 +183,7 @@ class MedAdapter(nn.Module):
         self.slices = slices
         self.down = nn.Linear(width, hidden)
         self.branches = nn.ModuleDict({name: _branch(name, hidden, slices, frequency) for name in branches})
-        self.mix = nn.Conv3d(hidden, hidden, 1) if mix else nn.Identity()
+        self.mix = PointwiseConv(hidden, hidden) if mix else nn.Identity()
         self.interaction = None if interaction == "none" else Interaction(hidden, previous, stride, interaction)
         self.up = nn.Linear(hidden, width)
         if zero_init:
@@ -186,7 +193,8 @@ class MedAdapter(nn.Module):
     def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens `x [B * D, H, W, d]` and the features that stages hand on -> the same."""
         z = F.gelu(self.down(x)).unflatten(0, (-1, self.slices)).permute(0, 4, 1, 2, 3)
-        mixed = self.mix(sum(branch(z) for branch in self.branches.values()))
+        first, *others = (branch(z) for branch in self.branches.values())
+        mixed = self.mix(sum(others, first))
         if self.interaction is not None:
             mixed = before = self.interaction(mixed, before)
         enhanced = (z + mixed).permute(0, 2, 3, 4, 1).flatten(0, 1)

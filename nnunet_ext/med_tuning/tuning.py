@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_tuning.adapters import MedAdapter, check_adapter, hidden_width
+from nnunet_ext.med_tuning.adapters import DepthwiseConv, MedAdapter, check_adapter, hidden_width
 from nnunet_ext.med_tuning.backbones import Layout, run_block
 
 METHODS = (
@@ -180,7 +180,7 @@ class STAdapter(_Inserted):
         self.slices = slices
         hidden = max(1, width // 2)
         self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.conv = nn.Conv3d(hidden, hidden, (3, 1, 1), padding=(1, 0, 0), groups=hidden)
+        self.conv = DepthwiseConv(hidden, hidden, (3, 1, 1), padding=(1, 0, 0), groups=hidden)
         _zero(self.conv)
         nn.init.zeros_(self.up.bias)
 

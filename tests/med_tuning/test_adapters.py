@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_tuning.adapters import FrequencyBranch, Interaction, MedAdapter, SeparableBranch, hidden_width
+from nnunet_ext.med_tuning.adapters import (
+    DepthwiseConv,
+    FrequencyBranch,
+    Interaction,
+    MedAdapter,
+    PointwiseConv,
+    SeparableBranch,
+    hidden_width,
+)
 
 
 def branches(slices, seed=0):
@@ -125,6 +133,27 @@ def test_circulant_form_has_no_complex_numbers():
     with Watch():
         FrequencyBranch(6)(torch.randn(1, 2, 6, 2, 2, requires_grad=True)).sum().backward()
     assert seen and not any(seen)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("size", [None, (1, 5, 5), (3, 1, 1)])
+def test_convolutions_in_2d_and_linear_layers_are_the_3d_ones(batch, last, size):
+    """Values, gradients and the order in memory, which must not have to be changed before the next layer."""
+    if size is None:
+        conv = PointwiseConv(4, 6).double()
+    else:
+        pad = [side // 2 for side in size]
+        conv = DepthwiseConv(4, 4, size, padding=pad, groups=4).double()
+    x = torch.randn(batch, 4, 3, 5, 6, dtype=torch.float64).contiguous(memory_format=last).requires_grad_()
+    found, expected = conv(x), torch.nn.Conv3d.forward(conv, x)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    inputs = (x, conv.weight, conv.bias)
+    for mine, theirs in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    if last is torch.channels_last_3d:
+        assert found.is_contiguous(memory_format=last)
 
 
 def test_separable_convolutions_are_one_with_the_outer_product_of_their_kernels():
