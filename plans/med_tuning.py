@@ -24,7 +24,7 @@ class MedTuningPlanner(ExtPlanner):
     @classmethod
     def arch_kwargs_at(cls, strides: Sequence[Sequence[int]], patch_size: Sequence[int]) -> dict[str, Any]:
         """The same for this patch: positions and slice filters are learned for one size."""
-        return {**cls.arch_kwargs(strides), "patch_size": [int(size) for size in patch_size]}
+        return arch_kwargs_from_strides(strides, patch_size)
 
     def plan_experiment(self) -> dict:
         """nnU-Net's; says where the weights are not on this machine, so that they are fetched in time."""

@@ -343,6 +343,11 @@ struct Tile {
 // vectors that are read together, the last one fetches by its last lane, the others by their first.
 inline int fetched_lane(bool last) { return PAIR == 1 ? LANES / 2 : last ? LANES - 1 : 0; }
 
+// What to fetch while `channel` is computed.
+inline const Stored* fetched_channel(const Layer& layer, int channel) {
+    return layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data;
+}
+
 // The transformed input of one channel, `rows` input rows of it: t[point][channel][row]. `last` as in fetched_lane.
 template <int TILE, int SH, int SD, bool NORM>
 void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, V* t) {
@@ -352,8 +357,7 @@ void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, 
     const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
     const int first_column = tile.column * layer.stride_w - 1;
     t += static_cast<int64_t>(channel) * rows;
-    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + read.lane +
-                          (SD == 1 ? fetched_lane(last) : 0);
+    const Stored* ahead = fetched_channel(layer, channel) + read.lane + (SD == 1 ? fetched_lane(last) : 0);
     for (int k = 0; k < rows; ++k) {
         const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
         for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
@@ -570,7 +574,7 @@ template <int P, bool NORM>
 void read_positions(const Layer& layer, int channel, int h, int column, int count, int lane, V* x) {
     const Reader<1, NORM> read(layer.channels[channel], lane, 1, layer.slope);
     const int64_t line = static_cast<int64_t>(h) * layer.in_row + static_cast<int64_t>(column) * layer.in_lanes;
-    const Stored* ahead = layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data + lane + line;
+    const Stored* ahead = fetched_channel(layer, channel) + lane + line;
     for (int p = 0; p < count; ++p) {
         __builtin_prefetch(ahead + static_cast<int64_t>(p) * layer.in_lanes);
         x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
