@@ -25,10 +25,7 @@ SEARCH = {
 }
 
 
-class TestDiNTSTrainer(
-    TrainerContract,
-    on_request=[name for name in STOCK_COMMANDS if "five_folds" not in name and "killed" not in name],
-):
+class TestDiNTSTrainer(TrainerContract, on_request=[name for name in STOCK_COMMANDS if "killed" not in name]):
     trainer = "DiNTSTrainer"
     planner = "DiNTSPlanner"
     plans = "DiNTSPlans"
@@ -61,19 +58,23 @@ class TestDiNTSTrainer(
         return words
 
     @pytest.mark.slow
-    def test_all_folds_have_the_searched_code(self, trained):
-        search = trained.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
+    def test_the_searched_code_is_trained_predicts_and_is_reported(self, planned, tmp_path):
+        words = self.tiny(planned, "FoundPlans")
+        planned.train("3d_fullres", 0, *words)
+        search = planned.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
         code = read_code(search / "architecture.json").code
-        model = trained.model(self.trainer, "TinyPlans", "3d_fullres")
-        for fold in range(5):
-            weights = checkpoint(model / f"fold_{fold}")["network_weights"]
-            cells = {tuple(map(int, name.split(".")[1].split("_"))) for name in weights if name.startswith("cells.")}
-            active = {(i, e) for i, row in enumerate(code.active) for e, on in enumerate(row) if on}
-            assert cells and cells <= active  # a skip on one scale has no weights
-        page = trained.root / "report.html"
-        trained.run("nnunet_ext", "report", model, "-o", page)
+        model = planned.model(self.trainer, "FoundPlans", "3d_fullres")
+        weights = checkpoint(model / "fold_0")["network_weights"]
+        cells = {tuple(map(int, name.split(".")[1].split("_"))) for name in weights if name.startswith("cells.")}
+        active = {(i, e) for i, row in enumerate(code.active) for e, on in enumerate(row) if on}
+        assert cells and cells <= active  # a skip on one scale has no weights
+        images = planned.raw / planned.dataset / "imagesTs"
+        predicted = planned.predict(images, tmp_path / "out", *words, "-c", "3d_fullres", "-f", 0)
+        assert list(predicted) == ["case_005.nii.gz", "case_006.nii.gz"]
+        page = tmp_path / "report.html"
+        planned.run("nnunet_ext", "report", model, "-o", page)
         assert "Topology" in page.read_text()
-        trained.run("nnunet_ext", "report", search.parent, "-o", page)
+        planned.run("nnunet_ext", "report", search.parent, "-o", page)
         assert "Architecture search" in page.read_text()
 
     def log(self, trainer):

@@ -61,6 +61,12 @@ class Contract(NetworkContract):
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, fullgraph=True))
         super().test_dynamo_captures_the_network()
 
+    @thorough
+    @pytest.mark.slow
+    def test_the_compiled_network_computes_the_same(self):
+        """As the contract's, two minutes each."""
+        super().test_the_compiled_network_computes_the_same()
+
     def test_two_ranks_make_one_identical_step(self):
         """With the batch norms' statistics fixed: nnU-Net synchronises those on GPUs."""
         contract = type(self)()
@@ -76,11 +82,6 @@ class TestSwin(Contract):
     tiny = TINY_SWIN
     # The ViT's suffices.
     test_two_ranks_make_one_identical_step = None
-
-    @thorough
-    @pytest.mark.slow
-    def test_the_compiled_network_computes_the_same(self):
-        super().test_the_compiled_network_computes_the_same()
 
     @pytest.mark.parametrize("classes", [1, 16])
     def test_logits_have_one_to_sixteen_channels(self, classes):
