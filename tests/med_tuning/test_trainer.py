@@ -251,13 +251,13 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         path = tmp_path / "weights.pth"
         file = weights_file(path)
         words = self.tiny(
-            planned, "KilledPlans", num_epochs=6, num_iterations_per_epoch=12, pretrained=True, weights_file=str(path)
+            planned, "OfflinePlans", num_epochs=6, num_iterations_per_epoch=12, pretrained=True, weights_file=str(path)
         )
         self.train_and_kill(planned, words)
         path.unlink()
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
         planned.train("3d_fullres", 0, *words, "--c", **offline)
-        fold = planned.model(self.trainer, "KilledPlans", "3d_fullres") / "fold_0"
+        fold = planned.model(self.trainer, "OfflinePlans", "3d_fullres") / "fold_0"
         saved = checkpoint(fold)
         assert saved["current_epoch"] == 6 and saved["optimizer_state"]["state"] == {}
         assert torch.equal(saved["network_weights"][FROZEN], file[FROZEN.removeprefix("backbone.")].half())
