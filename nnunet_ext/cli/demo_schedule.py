@@ -7,8 +7,7 @@ from typing import Any
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.patches import smaller_patch
 
-# What the short schedule sets in the plans, by device; `patch_voxels` and `topology_updates` are worked out per plan,
-# `real_base_features` is the width for real images.
+# What the short schedule sets in the plans, by device; `patch_voxels` and `topology_updates` are worked out per plan.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cpu": {
         "batch_size": 2,
@@ -25,7 +24,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "patch_voxels": 96**3,
     },
 }
+# What real images get on top: more epochs, and a wider network where the phantoms' is too narrow to learn from them.
 REAL_DATA_FACTOR = 2.5
+REAL_DATA_SCHEDULES: dict[tuple[str, str], dict[str, Any]] = {("e2enet", "cpu"): {"base_features": 16}}
 METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
     # The published topology; a search takes hours and has commands of its own.
     "dints": {
@@ -33,13 +34,7 @@ METHOD_SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
         "cuda": {"base_features": 16},
     },
     "e2enet": {
-        "cpu": {
-            "base_features": 8,
-            "real_base_features": 16,
-            "topology_updates": 8,
-            "drop_rate": 0.3,
-            "initial_lr": 0.1,
-        },
+        "cpu": {"base_features": 8, "topology_updates": 8, "drop_rate": 0.3, "initial_lr": 0.1},
         "cuda": {"base_features": 32, "topology_updates": 15, "drop_rate": 0.3, "initial_lr": 0.03},
     },
 }
@@ -85,14 +80,13 @@ def demo_settings(
         method: its name.
         device: "cuda" gets the larger schedule.
         configuration: as planned; its patch is only ever made smaller.
-        phantoms: real images get more epochs, and a wider network where 8 channels are too few to learn from them.
+        phantoms: real images get `REAL_DATA_FACTOR` times the epochs and what `REAL_DATA_SCHEDULES` adds.
         epochs: instead of the schedule's.
     """
     kind = "cuda" if device == "cuda" else "cpu"
     schedule = {**SCHEDULES[kind], **METHOD_SCHEDULES[method][kind]}
-    real_base_features = schedule.pop("real_base_features", schedule["base_features"])
     if not phantoms:
-        schedule["base_features"] = real_base_features
+        schedule |= REAL_DATA_SCHEDULES.get((method, kind), {})
         schedule["num_epochs"] = round(REAL_DATA_FACTOR * schedule["num_epochs"])
     if epochs is not None:
         schedule["num_epochs"] = epochs

@@ -64,7 +64,7 @@ class Contract(NetworkContract):
     @thorough
     @pytest.mark.slow
     def test_the_compiled_network_computes_the_same(self):
-        """As the contract's, two minutes each."""
+        """As the contract's, which takes minutes with these networks."""
         super().test_the_compiled_network_computes_the_same()
 
     def test_two_ranks_make_one_identical_step(self):
