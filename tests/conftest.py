@@ -26,6 +26,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Under `--dist loadgroup` tests that share a costly fixture stay on one worker, others go where there is room."""
+    for item in items:
+        if {"planned", "trained", "budgets", "diary"}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.parent.nodeid))
+
+
 def pytest_unconfigure():
     if not WORKER:
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

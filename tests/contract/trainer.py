@@ -413,34 +413,28 @@ class TrainerContract:
         assert set(np.unique(predicted["case_004.nii.gz"])) <= {0, 1, 2}
 
     @pytest.mark.slow
-    def test_cascade(self, tmp_path):
-        workspace = Workspace(tmp_path)
-        make_dataset(workspace, cases=4, tests=1)
-        workspace.plan(self.planner)
-        words = self.tiny(workspace)
-        plans = workspace.plans("TinyPlans")
+    def test_cascade(self, planned, tmp_path):
+        words = self.tiny(planned, "CascadePlans")
+        plans = planned.plans("CascadePlans")
         fullres = plans["configurations"]["3d_fullres"]
         plans["configurations"]["3d_lowres"] = {
             **fullres,
-            "data_identifier": "TinyPlans_3d_lowres",
+            "data_identifier": "CascadePlans_3d_lowres",
             "spacing": [1.2 * s for s in fullres["spacing"]],
             "next_stage": "3d_cascade_fullres",
         }
         plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-        workspace.write_plans(plans, "TinyPlans")
-        cases = [f"case_{n:03d}" for n in range(4)]
-        splits = [{"train": cases[:2], "val": cases[2:]}, {"train": cases[2:], "val": cases[:2]}]
-        (workspace.preprocessed / workspace.dataset / "splits_final.json").write_text(json.dumps(splits))
-        workspace.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "TinyPlans", "-c", "3d_lowres", "-np", 1)
-        workspace.together(*(lambda f=f: workspace.train("3d_lowres", f, *words) for f in range(2)))
-        workspace.train("3d_cascade_fullres", 0, *words)
-        images = workspace.raw / workspace.dataset / "imagesTs"
-        workspace.predict(images, tmp_path / "low", *words, "-c", "3d_lowres", "-f", 0)
-        final = workspace.predict(
+        planned.write_plans(plans, "CascadePlans")
+        planned.run("nnUNetv2_preprocess", "-d", 7, "-plans_name", "CascadePlans", "-c", "3d_lowres", "-np", 1)
+        planned.train("3d_lowres", "all", *words)  # which predicts every case for the next stage
+        planned.train("3d_cascade_fullres", 0, *words)
+        images = planned.raw / planned.dataset / "imagesTs"
+        planned.predict(images, tmp_path / "low", *words, "-c", "3d_lowres", "-f", "all")
+        final = planned.predict(
             images, tmp_path / "full", *words, "-c", "3d_cascade_fullres", "-f", 0,
             "-prev_stage_predictions", tmp_path / "low",
         )  # fmt: skip
-        assert final["case_004.nii.gz"].shape == (20, 32, 32)
+        assert final["case_005.nii.gz"].shape == (20, 32, 32)
 
 
 def checkpoint(fold, name="checkpoint_final.pth"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal, checkpoint
 from dints.small import random_code
-from end_to_end.stock import Workspace, handmade_plans, stock_architecture
+from end_to_end.stock import Workspace, handmade_plans, shrink, stock_architecture
 
 from nnunet_ext.dints.architecture_code import ArchitectureCode, read_code
 from nnunet_ext.dints.costs import cost_report
@@ -57,7 +57,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
     test_training_learns_something_and_writes_its_history = None
 
     @pytest.mark.slow
-    def test_killed_search_continues_in_each_phase(self, planned):
+    def test_a_search_killed_in_each_phase_ends_in_a_code_that_trains_and_predicts(self, planned, tmp_path):
         words = self.tiny(
             planned, "KilledPlans", num_iterations_per_epoch=8, search_warmup_iterations=8,
             search_weight_iterations=16, search_joint_iterations=24,
@@ -88,7 +88,30 @@ class TestDiNTSSearchTrainer(TrainerContract):
         assert checkpoint(fold)["nnunet_ext"]["state"]["iterations"] == 48
         history = json.loads((fold / "dints_search_history.json").read_text())
         assert [row["epoch"] for row in history] == list(range(-1, 6))
-        assert read_code(fold / "architecture.json").meta["iterations"] == 48
+        found = read_code(fold / "architecture.json")
+        assert found.meta["iterations"] == 48
+
+        words = ["--code", fold / "architecture.json", "--name", "SearchedPlans"]
+        said = planned.run("nnunet_ext", "plan", 7, "--method", "dints", *words).stdout
+        assert "From DiNTSPlans:" in said and "-tr DiNTSTrainer -p SearchedPlans" in said
+        schedule = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2}
+        tiny = shrink(planned.plans("SearchedPlans"), schedule, {"strides": STRIDES, "base_features": 4})
+        planned.write_plans(tiny, "FoundPlans")
+        words = ["-tr", "DiNTSTrainer", "-p", "FoundPlans"]
+        planned.train("3d_fullres", 0, *words)
+        model = planned.model("DiNTSTrainer", "FoundPlans", "3d_fullres")
+        weights = checkpoint(model / "fold_0")["network_weights"]
+        cells = {tuple(map(int, name.split(".")[1].split("_"))) for name in weights if name.startswith("cells.")}
+        active = {(i, e) for i, row in enumerate(found.code.active) for e, on in enumerate(row) if on}
+        assert cells and cells <= active  # a skip on one scale has no weights
+        images = planned.raw / planned.dataset / "imagesTs"
+        predicted = planned.predict(images, tmp_path / "out", *words, "-c", "3d_fullres", "-f", 0)
+        assert list(predicted) == ["case_005.nii.gz", "case_006.nii.gz"]
+        page = tmp_path / "report.html"
+        planned.run("nnunet_ext", "report", model, "-o", page)
+        assert "Topology" in page.read_text()
+        planned.run("nnunet_ext", "report", fold.parent, "-o", page)
+        assert "Architecture search" in page.read_text()
 
     def architecture(self):
         ours = f"{DiNTSNet.__module__}.{DiNTSNet.__name__}"

@@ -1,6 +1,6 @@
 """The moving masks: what holds after each of thousands of steps, and what a kill or a second rank may not change.
 
-The small network makes 5,000 steps; E2ENet itself 300 under the same statements, and 5,000 among the slow tests.
+The small network makes 5,000 steps; E2ENet itself 300 under the same statements, and 5,000 on request.
 """
 
 import copy
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract.on_request import thorough
 from e2enet.small import (
     SmallE2ENet,
     SmallNetwork,
@@ -122,7 +123,7 @@ def write_diary(kind, steps, every):
     params=[
         pytest.param((SmallNetwork, 5000, 50), id="small network, 5000 steps"),
         pytest.param((SmallE2ENet, 300, 10), id="E2ENet, 300 steps"),
-        pytest.param((SmallE2ENet, 5000, 50), id="E2ENet, 5000 steps", marks=pytest.mark.slow),
+        pytest.param((SmallE2ENet, 5000, 50), id="E2ENet, 5000 steps", marks=[pytest.mark.slow, thorough]),
     ],
 )
 def diary(request):

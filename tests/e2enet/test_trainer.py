@@ -58,6 +58,7 @@ class TestE2ENetTrainer(TrainerContract):
     def test_packed_prediction_with_all_folds_is_that_of_torch(self, trained, tmp_path):
         def predict(target, **environment):
             words = ["-tr", self.trainer, "-p", "TinyPlans", "-c", "3d_fullres", "-d", 7, "-device", "cpu"]
+            words += ["-npp", 1, "-nps", 1]
             images = trained.raw / trained.dataset / "imagesTs"
             said = trained.run("nnUNetv2_predict", "-i", images, "-o", target, *words, **environment).stdout
             return said, segmentations(target)
@@ -70,16 +71,13 @@ class TestE2ENetTrainer(TrainerContract):
             assert np.mean(plain[name] == packed[name]) >= 0.9999
 
     @pytest.mark.slow
-    def test_fine_tuning_with_a_frozen_topology_on_other_channels_and_classes(self, tmp_path):
-        source = Workspace(tmp_path)
-        make_dataset(source, slabs=6)
+    def test_fine_tuning_with_a_frozen_topology_on_other_channels_and_classes(self, trained, tmp_path):
         target = Workspace(tmp_path, number=8)
-        make_dataset(target, channels=2, seed=1)
-        source.together(*(lambda w=w: w.plan(self.planner) for w in (source, target)))
-        source.train("3d_fullres", 0, *self.tiny(source))
-        pretrained = source.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_0" / "checkpoint_final.pth"
-
+        make_dataset(target, channels=2, slabs=6, seed=1)
+        target.plan(self.planner)
         words = self.tiny(target, freeze_topology=True)
+
+        pretrained = trained.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_0" / "checkpoint_final.pth"
         fitted = tmp_path / "fitted.pth"
         said = target.run("nnunet_ext", "transfer", pretrained, 8, "--plans", "TinyPlans", "-o", fitted).stdout
         assert "backbone.0.0.conv.weight: shape [6, 1, 1, 3, 3] in the source, [6, 2, 1, 3, 3] here" in said

@@ -78,10 +78,11 @@ class Workspace:
         )  # fmt: skip
         return segmentations(target)
 
-    def plan(self, planner, *configurations):
+    def plan(self, planner, *configurations, check=False):
+        """Fingerprint, plans and preprocessing; `check` has nnU-Net verify the images before."""
         self.run(
-            "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner,
-            "-c", *(configurations or ["3d_fullres"]), "-np", 1, "-npfp", 1, "--verify_dataset_integrity",
+            "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner, "-c",
+            *(configurations or ["3d_fullres"]), "-np", 1, "-npfp", 1, *["--verify_dataset_integrity"] * check,
         )  # fmt: skip
 
     @property
