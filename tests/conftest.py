@@ -6,6 +6,8 @@ import tempfile
 
 # nnU-Net reads these when it is imported.
 os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1", nnUNet_compile="f")
+# Its progress.png, drawn after each epoch, has 16 million pixels otherwise.
+os.environ["MATPLOTLIBRC"] = os.path.join(os.path.dirname(__file__), "matplotlibrc")
 # The compiled engine goes into a cache of this run; matplotlib keeps its own, which takes long to build.
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:  # the workers share what the first process sets
@@ -24,14 +26,6 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Under `--dist loadgroup` tests that share a costly fixture stay on one worker, others go where there is room."""
-    for item in items:
-        if {"planned", "trained", "budgets", "diary"}.intersection(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(item.parent.nodeid))
 
 
 def pytest_unconfigure():
