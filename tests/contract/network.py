@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from contract.on_request import OnRequest
 from torch import nn
 
 from nnunet_ext.errors import ConfigurationError
@@ -54,7 +55,11 @@ def target_shapes(patch, strides):
     return [tuple(target.shape[1:]) for target in targets["segmentation"]]
 
 
-class NetworkContract:
+# E2ENet compiles with inductor, the other methods on request.
+MINUTES = ("test_the_compiled_network_computes_the_same",)
+
+
+class NetworkContract(OnRequest):
     """Inherit, set `network_class`, and return tiny arch_kwargs for given strides (JSON values) in `arch_kwargs`."""
 
     network_class: type[nn.Module]

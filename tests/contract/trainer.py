@@ -11,7 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from contract.on_request import THOROUGH
+from contract.on_request import OnRequest
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
 
 from nnunet_ext._registry import PLANNERS, TRAINERS
@@ -43,7 +43,7 @@ STOCK_COMMANDS = (
 )
 
 
-class TrainerContract:
+class TrainerContract(OnRequest):
     """A method subclasses this and says its names, its tiny network and its tiny schedule."""
 
     trainer: str
@@ -52,12 +52,6 @@ class TrainerContract:
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
     configurations: tuple = ("3d_fullres",)  # those that are preprocessed
-
-    def __init_subclass__(cls, on_request=()):
-        """`on_request`: of `STOCK_COMMANDS`, what is left out unless everything is asked for."""
-        if not THOROUGH:
-            for name in on_request:
-                setattr(cls, name, None)
 
     @property
     def trainer_class(self):

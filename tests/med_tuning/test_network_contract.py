@@ -9,6 +9,7 @@ from contract.network import (
     CUBE_STRIDES,
     FLAT,
     FLAT_STRIDES,
+    MINUTES,
     ODD,
     PATCH,
     PLANNED,
@@ -16,7 +17,6 @@ from contract.network import (
     NetworkContract,
     tensors,
 )
-from contract.on_request import thorough
 from med_tuning.tiny import TINY_SWIN, TINY_VIT, FixedStatistics
 
 from nnunet_ext.med_tuning.network import MedTuningNet
@@ -28,7 +28,7 @@ for patch, strides in [*PLANNED.items(), *ODD.items()]:
     OF_STRIDES[str(strides)] = tuple(map(max, before, patch))
 
 
-class Contract(NetworkContract):
+class Contract(NetworkContract, on_request=MINUTES):
     network_class = MedTuningNet
     tiny: dict
 
@@ -60,12 +60,6 @@ class Contract(NetworkContract):
         """As the contract's, in one graph."""
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, fullgraph=True))
         super().test_dynamo_captures_the_network()
-
-    @thorough
-    @pytest.mark.slow
-    def test_the_compiled_network_computes_the_same(self):
-        """As the contract's, which takes minutes with these networks."""
-        super().test_the_compiled_network_computes_the_same()
 
     def test_two_ranks_make_one_identical_step(self):
         """With the batch norms' statistics fixed: nnU-Net synchronises those on GPUs."""
