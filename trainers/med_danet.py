@@ -6,16 +6,20 @@ of the part that has just been computed, and never through DDP's forward pass, w
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunet_ext.batching import BatchedTiles
 from nnunet_ext.complexity import count_flops
 from nnunet_ext.files import write_json
 from nnunet_ext.med_danet.accounting import case_votes, counts_of, validation_report
@@ -34,7 +38,6 @@ from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
 from nnunet_ext.patches import padded_size, total_strides
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, unwrap
-from nnunet_ext.trainers.batching import BatchingPredictor, validating_with
 
 CLIP = 12  # norm of gradients, nnU-Net's
 
@@ -366,7 +369,7 @@ class MedDANetTrainer(ExtTrainer):
         super().save_checkpoint(filename)
 
 
-class _RecordingPredictor(BatchingPredictor):
+class _RecordingPredictor(BatchedTiles, nnUNetPredictor):
     """Keeps of each case how often its slices got each choice, and the same for slices that only pad it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -395,6 +398,25 @@ class _RecordingPredictor(BatchingPredictor):
         finally:
             network.record = None
         return logits
+
+
+@contextmanager
+def validating_with(predictor: type[nnUNetPredictor]) -> Iterator[list[Any]]:
+    """Within it, nnU-Net's trainer validates with `predictor`; yields the list of those that it made.
+
+    nnU-Net's `perform_actual_validation` offers no other way than the name in its module.
+    """
+    stock, made = trainer_module.nnUNetPredictor, []
+
+    def make(*args: Any, **kwargs: Any) -> nnUNetPredictor:
+        made.append(predictor(*args, **kwargs))
+        return made[-1]
+
+    trainer_module.nnUNetPredictor = make
+    try:
+        yield made
+    finally:
+        trainer_module.nnUNetPredictor = stock
 
 
 def _depths(where: int | slice) -> list[int]:

@@ -36,9 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predicts all images of a folder."""
     import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from nnunet_ext.trainers.batching import BatchingPredictor
+    from nnunet_ext.batching import BatchedTiles
+
+    class Predictor(BatchedTiles, nnUNetPredictor):
+        pass
 
     if not 0 <= args.part_id < args.num_parts:
         raise ConfigurationError(f"-part_id must be from 0 to -num_parts - 1, found {args.part_id}.")
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device != "mps":
         torch.set_num_threads(threads)
     Path(args.o).mkdir(parents=True, exist_ok=True)
-    predictor = BatchingPredictor(
+    predictor = Predictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
         perform_everything_on_device=not args.not_on_device,

@@ -1,26 +1,28 @@
 """Prediction that gives 2D networks many tiles at once, where nnU-Net's predictor gives one at a time."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 from tqdm import tqdm
 
 BATCH = 16  # tiles of a 2d configuration that the network gets together
 
 
-class BatchingPredictor(nnUNetPredictor):
-    """nnU-Net's predictor; in 2d configurations the network gets `batch` tiles at once, in the same order.
+class BatchedTiles:
+    """Goes before `nnUNetPredictor` among the bases of a class: a 2d network gets `batch` tiles at once, in order.
 
     Tiles are weighted and added as nnU-Net does it, so that predictions are equal up to the rounding of the network.
     """
 
     batch = BATCH
+    configuration_manager: Any
+    label_manager: Any
+    device: torch.device
+    use_gaussian: bool
+    allow_tqdm: bool
+    _internal_maybe_mirror_and_predict: Any
 
     def batches(self, slicers: Sequence[Any]) -> list[Sequence[Any]]:
         """The tiles of each pass, in order: single ones in 3D."""
@@ -31,8 +33,12 @@ class BatchingPredictor(nnUNetPredictor):
     def _internal_predict_sliding_window_return_logits(
         self, data: Tensor, slicers: Sequence[Any], do_on_device: bool = True
     ) -> Tensor:
+        from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
         if len(self.configuration_manager.patch_size) != 2:
-            return super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
+            return super()._internal_predict_sliding_window_return_logits(  # type: ignore[misc]
+                data, slicers, do_on_device
+            )
         device = self.device if do_on_device else torch.device("cpu")
         data = data.to(device)
         logits = torch.zeros(
@@ -54,22 +60,3 @@ class BatchingPredictor(nnUNetPredictor):
         if torch.isinf(logits).any():
             raise RuntimeError("The prediction has infinite values: the network's logits are too large for float16.")
         return logits
-
-
-@contextmanager
-def validating_with(predictor: type[BatchingPredictor]) -> Iterator[list[Any]]:
-    """Within it, nnU-Net's trainer validates with `predictor`; yields the list of those that it made.
-
-    nnU-Net's `perform_actual_validation` offers no other way than the name in its module.
-    """
-    stock, made = trainer_module.nnUNetPredictor, []
-
-    def make(*args: Any, **kwargs: Any) -> BatchingPredictor:
-        made.append(predictor(*args, **kwargs))
-        return made[-1]
-
-    trainer_module.nnUNetPredictor = make
-    try:
-        yield made
-    finally:
-        trainer_module.nnUNetPredictor = stock
