@@ -1,10 +1,6 @@
 """What every trainer must do: quickly in this process, and through the stock commands in subprocesses (slow)."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from copy import deepcopy
 from importlib import import_module
 
@@ -353,29 +349,11 @@ class TrainerContract(OnRequest):
         for key in compared:  # one step at 1e-9 moves a weight by less than 1e-6
             torch.testing.assert_close(tuned[key], source[key], rtol=0, atol=1e-6)
 
-    def train_and_kill(self, workspace, words):
-        """Starts a training of fold 0 and kills it in its third epoch."""
-        log = workspace.root / "killed.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                workspace.command("nnUNetv2_train", 7, "3d_fullres", 0, *words, "-device", "cpu"),
-                env={**workspace.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
-                stdout=file,
-                stderr=file,
-            )
-            deadline = time.time() + 300
-            while "Epoch 2" not in log.read_text():
-                assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
-                time.sleep(0.02)
-            time.sleep(0.1)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-
     @pytest.mark.slow
     def test_killed_training_continues(self, planned):
         words = self.tiny(planned, "KilledPlans", num_epochs=6, num_iterations_per_epoch=12)
         fold = planned.model(self.trainer, "KilledPlans", "3d_fullres") / "fold_0"
-        self.train_and_kill(planned, words)
+        planned.train_and_kill(2, "3d_fullres", 0, *words)
         assert not (fold / "checkpoint_final.pth").exists()
         saved = checkpoint(fold, "checkpoint_latest.pth")
         output = planned.train("3d_fullres", 0, *words, "--c").stdout

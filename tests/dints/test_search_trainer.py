@@ -1,10 +1,6 @@
 """DiNTSSearchTrainer keeps the trainer contract as far as it fits; what only a search does is tested here too."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -63,20 +59,9 @@ class TestDiNTSSearchTrainer(TrainerContract):
             search_weight_iterations=16, search_joint_iterations=24,
         )  # fmt: skip
         fold = planned.model(self.trainer, "KilledPlans", "3d_fullres") / "fold_0"
-        log, resume, halves = planned.root / "killed.txt", [], set()
+        resume, halves = [], set()
         for epoch in (1, 4):  # weights only until epoch 2
-            with log.open("w") as file:
-                process = subprocess.Popen(
-                    planned.command("nnUNetv2_train", 7, "3d_fullres", 0, *words, "-device", "cpu", *resume),
-                    env={**planned.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
-                    stdout=file, stderr=file,
-                )  # fmt: skip
-                deadline = time.time() + 300
-                while f"Epoch {epoch} " not in log.read_text().replace("\n", " "):
-                    assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
-                    time.sleep(0.02)
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
+            planned.train_and_kill(epoch, "3d_fullres", 0, *words, *resume)
             assert checkpoint(fold, "checkpoint_latest.pth")["current_epoch"] >= epoch
             assert (fold / "architecture.json").exists() == (epoch == 4)
             halves.add((fold / "search_halves.json").read_text())

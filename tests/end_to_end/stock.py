@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +73,24 @@ class Workspace:
             "nnUNetv2_train", self.number, configuration, fold, "-device", "cpu", *words,
             check=check, nnUNet_n_proc_DA="0", **environment,
         )  # fmt: skip
+
+    def train_and_kill(self, epoch, configuration, fold, *words):
+        """Starts a training and kills it shortly after `epoch` has begun."""
+        log = self.root / "killed.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                self.command("nnUNetv2_train", self.number, configuration, fold, "-device", "cpu", *words),
+                env={**self.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=file,
+            )
+            deadline = time.time() + 300
+            while not re.search(rf"\bEpoch {epoch}\b", log.read_text()):
+                assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+                time.sleep(0.02)
+            time.sleep(0.1)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
 
     def predict(self, source, target, *words, **environment):
         self.run(

@@ -1,10 +1,6 @@
 """MedDANetTrainer keeps the trainer contract; its phases, labels and ranks are tested here."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from copy import deepcopy
 
 import numpy as np
@@ -271,7 +267,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         words = self.tiny(planned, "KilledPlans", **phases, num_iterations_per_epoch=12)
         fold = planned.model(self.trainer, "KilledPlans", configuration) / "fold_0"
         for kill in range(4):
-            self.kill_in_epoch(planned, kill, configuration, *words, *(["--c"] if kill else []))
+            planned.train_and_kill(kill, configuration, 0, *words, *(["--c"] if kill else []))
             assert not (fold / "checkpoint_final.pth").exists()
             if kill:
                 saved = checkpoint(fold, "checkpoint_latest.pth")
@@ -285,23 +281,6 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         assert [row["phase"] for row in rows[1:]] == ["bank"] * 3 + ["decision"] * 2
         learned = [[loss is not None for loss in row["candidate_losses"]] for row in rows[1:]]
         assert learned == [[True, True], *[[False, True]] * 2, *[[False, False]] * 2]
-
-    def kill_in_epoch(self, workspace, epoch, configuration, *words):
-        log = workspace.root / f"killed_{configuration}_{epoch}.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                workspace.command("nnUNetv2_train", workspace.number, configuration, 0, *words, "-device", "cpu"),
-                env={**workspace.environment, "nnUNet_n_proc_DA": "0", "PYTHONUNBUFFERED": "1"},
-                stdout=file,
-                stderr=file,
-            )
-            deadline = time.time() + 300
-            while f"Epoch {epoch}" not in log.read_text():
-                assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
-                time.sleep(0.02)
-            time.sleep(0.1)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
 
     @pytest.mark.slow
     @thorough

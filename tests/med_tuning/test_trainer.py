@@ -253,7 +253,7 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         words = self.tiny(
             planned, "OfflinePlans", num_epochs=6, num_iterations_per_epoch=12, pretrained=True, weights_file=str(path)
         )
-        self.train_and_kill(planned, words)
+        planned.train_and_kill(2, "3d_fullres", 0, *words)
         path.unlink()
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
         planned.train("3d_fullres", 0, *words, "--c", **offline)
