@@ -2,10 +2,11 @@
 
     python benchmarks/med_tuning_step.py --patch 8 96 96 --rounds 7 --out benchmarks/results/med_tuning_step.json
 
-A step is forward, loss, backward and AdamW over what is trainable, with random weights and data. All opponents run in
-one process in turns; the figures are medians over the rounds of the ratio within a round. Memory of gradients and
-optimizer is counted in their tensors after a step; what autograd keeps for the backward pass is counted on torch's meta
-device; on CUDA (mixed precision as nnU-Net uses it) the allocator's peak is measured too. Needs no nnU-Net.
+A step is nnU-Net's: forward, loss (cross-entropy alone), backward, clipping of the gradients and AdamW over what is
+trainable, with random weights and data. All opponents run in one process in turns; the figures are medians over the
+rounds of the ratio within a round. Memory of gradients and optimizer is counted in their tensors after a step; what
+autograd keeps for the backward pass is counted on torch's meta device; on CUDA (mixed precision as nnU-Net uses it) the
+allocator's peak is measured too. Needs no nnU-Net.
 """
 
 import argparse
@@ -59,6 +60,8 @@ class Opponent:
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             loss = F.cross_entropy(self.network(x), target)
         self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return [now - then for now, then in zip(clocks(self.device), start, strict=True)]
