@@ -1,7 +1,7 @@
 """`nnunet_ext plan`: writes a plans file beside the existing ones."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from nnunet_ext.options import refuse_unknown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext plan`."""
     parser.add_argument("dataset", metavar="DATASET", help="name or number of a planned data set")
-    parser.add_argument("--method", choices=sorted(METHODS), help="whose network and options to write")
+    parser.add_argument(
+        "--method",
+        choices=sorted(METHODS),
+        help="whose network and options to write (default: as --preset or --from say)",
+    )
     parser.add_argument(
         "--preset",
         dest="presets",
@@ -64,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
         write_plans,
     )
 
-    method, settings = chosen_method_and_presets(args.method, args.presets)
+    name = args.method
+    if name is None and not args.presets and args.source is not None:
+        name = method_of(read_plans(preprocessed_folder(args.dataset), args.source))
+    method, settings = chosen_method_and_presets(name, args.presets)
     if args.code is not None:
         settings.update(method.settings_of_code()(args.code))
     settings.update(parse_settings(args.settings))
@@ -103,6 +110,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def method_of(plans: Mapping[str, Any]) -> str | None:
+    """The method whose networks the plans hold; None where there is none, or several."""
+    networks = {values.get("architecture", {}).get("network_class_name") for values in plans["configurations"].values()}
+    names = [method.name for method in METHODS.values() if method.network in networks]
+    return names[0] if len(names) == 1 else None
+
+
 def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple[Method, dict[str, Any]]:
     """The method, from its name or from the presets, and the presets' settings in their order.
 
@@ -112,7 +126,9 @@ def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple
     names = {preset.partition("/")[0] for preset in presets} | ({name} if name else set())
     if len(names) != 1:
         found = ", ".join(sorted(names)) or "neither"
-        raise ConfigurationError(f"Give one --method, or presets of one method (METHOD/NAME); found {found}.")
+        raise ConfigurationError(
+            f"Give one --method, presets of one method (METHOD/NAME), or plans of one with --from; found {found}."
+        )
     method = get_method(names.pop())
     settings: dict[str, Any] = {}
     known = method.preset_settings()

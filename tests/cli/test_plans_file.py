@@ -281,6 +281,15 @@ def test_the_command_writes_plans_and_says_how_to_train(folder, capsys):
     assert main([*command, "--set", "num_epochs=50", "--overwrite"]) == 0
 
 
+def test_the_command_takes_the_method_of_the_plans_it_starts_from(folder, capsys):
+    assert main(["plan", "7", "--from", "nnUNetPlans", "--name", "New"]) == 1
+    assert "found neither" in capsys.readouterr().err
+    assert main(["plan", "7", "--method", "e2enet", "--name", "First", "--set", "sparsity=0.9"]) == 0
+    assert main(["plan", "7", "--from", "First", "--name", "Second", "--set", "num_epochs=9"]) == 0
+    second = json.loads((folder / "Second.json").read_text())["configurations"]["3d_fullres"]
+    assert second["architecture"]["arch_kwargs"]["sparsity"] == 0.9 and second["nnunet_ext"]["num_epochs"] == 9
+
+
 def test_the_command_lists_the_plans_that_are_there(folder, capsys):
     assert main(["plan", "7", "--method", "e2enet", "--from", "Plans", "--name", "New"]) == 1
     error = capsys.readouterr().err
