@@ -146,6 +146,11 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def method_of(network_class_name: str) -> Method | None:
+    """The method whose network this is."""
+    return next((m for m in METHODS.values() if m.network == network_class_name), None)
+
+
 def _locate(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import METHODS, Method
+from nnunet_ext._methods import method_of
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 from nnunet_ext.pt_score import TABLE_PATCH, Row, pt_scores, published_tables, read_table
@@ -157,11 +157,6 @@ def channels_and_heads(configuration: Mapping[str, Any], dataset_json: Mapping[s
     if configuration.get("previous_stage"):
         channels += foreground
     return channels, len(labels) - (1 if regions else 0)
-
-
-def method_of(network_class_name: str) -> Method | None:
-    """The method whose network this is."""
-    return next((m for m in METHODS.values() if m.network == network_class_name), None)
 
 
 def stored_size(report: Mapping[str, Any], folds: list[Path]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import METHODS, Method, get_method
+from nnunet_ext._methods import METHODS, Method, get_method, method_of
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.options import refuse_unknown
 
@@ -68,17 +68,18 @@ def run(args: argparse.Namespace) -> int:
         write_plans,
     )
 
+    folder = preprocessed_folder(args.dataset)
+    source = None if args.source is None else read_plans(folder, args.source)
     name = args.method
-    if name is None and not args.presets and args.source is not None:
-        name = method_of(read_plans(preprocessed_folder(args.dataset), args.source))
+    if name is None and not args.presets and source is not None:
+        name = method_of_plans(source)
     method, settings = chosen_method_and_presets(name, args.presets)
     if args.code is not None:
         settings.update(method.settings_of_code()(args.code))
     settings.update(parse_settings(args.settings))
-    folder = preprocessed_folder(args.dataset)
-    if args.source is None:
+    if source is None:
         args.source = method.plans_name if (folder / f"{method.plans_name}.json").is_file() else "nnUNetPlans"
-    source = read_plans(folder, args.source)
+        source = read_plans(folder, args.source)
     plans = derive_plans(
         source,
         read_dataset_json(folder),
@@ -110,11 +111,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def method_of(plans: Mapping[str, Any]) -> str | None:
-    """The method whose networks the plans hold; None where there is none, or several."""
-    networks = {values.get("architecture", {}).get("network_class_name") for values in plans["configurations"].values()}
-    names = [method.name for method in METHODS.values() if method.network in networks]
-    return names[0] if len(names) == 1 else None
+def method_of_plans(plans: Mapping[str, Any]) -> str | None:
+    """The name of the method whose networks the plans hold; None where there is none, or several."""
+    architectures = [values["architecture"] for values in plans["configurations"].values() if "architecture" in values]
+    names = {method.name for a in architectures if (method := method_of(a.get("network_class_name"))) is not None}
+    return names.pop() if len(names) == 1 else None
 
 
 def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple[Method, dict[str, Any]]:
