@@ -23,7 +23,7 @@ from torch import nn
 
 from nnunet_ext.e2enet.masked import KernelMask, expand
 from nnunet_ext.e2enet.network import ConvBlock, E2ENet
-from nnunet_ext.e2enet.packed import SWITCH
+from nnunet_ext.e2enet.packed.dispatch import SWITCH
 
 
 class RolledBlock(nn.Module):

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nnunet_ext.figures.strip import strip_figure
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
+from nnunet_ext.report.figures.strip import strip_figure
 
 LABELS = {
     "channel_names": {"0": "CT"},

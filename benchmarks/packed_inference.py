@@ -22,7 +22,7 @@ import torch
 from e2enet_forward import unet
 
 from nnunet_ext.e2enet.network import E2ENet
-from nnunet_ext.e2enet.packed import SWITCH, release
+from nnunet_ext.e2enet.packed.dispatch import SWITCH, release
 from nnunet_ext.e2enet.packed.library import instruction_set
 
 CLASSES = 16

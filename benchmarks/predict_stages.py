@@ -22,7 +22,7 @@ import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_ext.e2enet.packed import SWITCH
+from nnunet_ext.e2enet.packed.dispatch import SWITCH
 
 
 def untrained_model(dataset, configuration, trainer_name, plans):

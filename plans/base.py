@@ -8,8 +8,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_ext.compatibility import check_nnunet_version
-from nnunet_ext.options import PLANS_KEY, TrainingOptions, dotted_path
+from nnunet_ext.discovery.compatibility import check_nnunet_version
+from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, dotted_path
 
 
 class ExtPlanner(ExperimentPlanner):

@@ -6,7 +6,7 @@ from typing import Any
 from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
 from nnunet_ext.med_tuning.options import MedTuningOptions
 from nnunet_ext.med_tuning.weights import is_at_hand
-from nnunet_ext.options import architecture_options
+from nnunet_ext.planning.options import architecture_options
 from nnunet_ext.plans.base import ExtPlanner
 
 

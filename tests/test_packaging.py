@@ -17,7 +17,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 import nnunet_ext
-from nnunet_ext._methods import METHODS
+from nnunet_ext.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 STARTUP = {"nnunet_ext.pth", "nnunet_ext.start"}
@@ -115,7 +115,7 @@ def test_every_folder_with_code_is_listed_as_a_package():
 
 def test_every_package_but_the_bridge_has_an_init_file():
     folders = {path.parent for path in SOURCES}
-    assert {f.as_posix() for f in folders if not (ROOT / f / "__init__.py").exists()} == {"nnunet_ext/bridge"}
+    assert {f.as_posix() for f in folders if not (ROOT / f / "__init__.py").exists()} == {"nnunet_ext/discovery/bridge"}
 
 
 def test_one_version_everywhere():
@@ -150,7 +150,7 @@ import site, sys
 sys.path.insert(0, {str(ROOT)!r})
 assert "nnunet_ext" not in sys.modules
 site.addsitedir({str(tmp_path)!r})
-print(sys.modules["nnunet_ext._startup"].installed())
+print(sys.modules["nnunet_ext.discovery.startup"].installed())
 """
     assert python(code, "-S") == "True"
 
@@ -170,7 +170,7 @@ def test_the_start_file_names_the_function_that_the_pth_file_calls():
 def test_every_start_of_python_installs_the_hook_and_imports_nothing_heavy():
     code = """
 import sys
-print(sys.modules["nnunet_ext._startup"].installed())
+print(sys.modules["nnunet_ext.discovery.startup"].installed())
 print(sorted({"torch", "numpy", "nnunetv2", "matplotlib", "SimpleITK", "nnunet_ext.trainers"} & set(sys.modules)))
 """
     assert python(code).splitlines() == ["True", "[]"]
@@ -257,7 +257,12 @@ def test_a_method_imports_no_other_method_and_no_nnunet(folder):
 
 def test_modules_that_every_part_shares_import_methods_and_nnunet_only_inside_functions():
     heavy = ["nnunetv2", *(f"nnunet_ext.{folder}" for folder in FOLDER_OF_METHOD.values())]
-    paths = [path for path in OURS if len(path.parts) == 2 or path.parts[1] in ("bridge", "cli")]
+    paths = [
+        path
+        for path in OURS
+        if len(path.parts) == 2
+        or path.parts[1] in ("discovery", "cli", "planning", "costs", "weights", "prediction", "demo")
+    ]
     assert offenders(paths, lambda path, name, top: top and below(name, *heavy)) == []
 
 

@@ -14,12 +14,12 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ext.checkpoints import read_checkpoint
-from nnunet_ext.compatibility import check_nnunet_version
-from nnunet_ext.complexity import complexity_report
+from nnunet_ext.costs.complexity import complexity_report
+from nnunet_ext.discovery.compatibility import check_nnunet_version
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_atomically, write_json
-from nnunet_ext.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
+from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
+from nnunet_ext.weights.checkpoints import read_checkpoint
 
 METHOD_STATE = "nnunet_ext"  # the key that we add to nnU-Net's checkpoints
 

@@ -30,7 +30,7 @@ from nnunet_ext.dints.options import DiNTSOptions, search_patch, stepped_rate
 from nnunet_ext.dints.relaxation import Regularisers, regularisers, relax
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
-from nnunet_ext.options import PLANS_KEY, architecture_options, refuse_unknown
+from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs, unwrap
 
 _JOINT_COST = 2.5  # seconds of a joint iteration over those of a weights-only one, until it is measured

@@ -19,8 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunet_ext.batching import BatchedTiles
-from nnunet_ext.complexity import count_flops
+from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.files import write_json
 from nnunet_ext.med_danet.accounting import case_votes, counts_of, validation_report
 from nnunet_ext.med_danet.bank import PAPER_BANK
@@ -36,7 +35,8 @@ from nnunet_ext.med_danet.choice import (
 from nnunet_ext.med_danet.costs import candidate_cost
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
-from nnunet_ext.patches import padded_size, total_strides
+from nnunet_ext.planning.patches import padded_size, total_strides
+from nnunet_ext.prediction.batching import BatchedTiles
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, unwrap
 
 CLIP = 12  # norm of gradients, nnU-Net's

@@ -8,7 +8,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.complexity import count_parameters
+from nnunet_ext.costs.complexity import count_parameters
 from nnunet_ext.files import write_json
 from nnunet_ext.med_tuning.costs import part_counts
 from nnunet_ext.med_tuning.filters import change, slice_filters
@@ -16,7 +16,7 @@ from nnunet_ext.med_tuning.frozen import round_to_half, with_halves
 from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
 from nnunet_ext.med_tuning.options import MedTuningOptions
 from nnunet_ext.med_tuning.weights import find_weights, load_into, wanted
-from nnunet_ext.options import PLANS_KEY, architecture_options
+from nnunet_ext.planning.options import PLANS_KEY, architecture_options
 from nnunet_ext.trainers.base import ExtTrainer, unwrap
 
 _UNDECAYED = ("pos_embed", "relative_position_bias_table")

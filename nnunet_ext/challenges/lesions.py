@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts are imported when they are first used
 
-from nnunet_ext.challenges.lits17 import LESION, LIVER
 from nnunet_ext.challenges.metrics import mean_distance, root_mean_square_distance, surface_distances, union_box
 
+LIVER, LESION = 1, 2  # values in label maps
 PENALTY = 9001.0
 LIMITS = (0.0, 0.5)
 SEGMENTATION = ("dice", "voe", "rvd", "assd", "rmsd", "msd")
@@ -38,10 +38,10 @@ def lesion_groups(prediction: np.ndarray, reference: np.ndarray) -> tuple[list[d
         The groups that hold predicted and reference lesions, each with its `iou`, the masks `predicted` and
         `referenced`, and the numbers of lesions in them; then the numbers of all predicted and all reference lesions.
     """
-    ours, n_ours = ndimage.label(prediction)
-    in_slice = ndimage.generate_binary_structure(3, 1)
+    ours, n_ours = scipy.ndimage.label(prediction)
+    in_slice = scipy.ndimage.generate_binary_structure(3, 1)
     in_slice[1, 1, [0, 2]] = False
-    theirs, n_theirs = ndimage.label(ndimage.binary_dilation(reference, in_slice))
+    theirs, n_theirs = scipy.ndimage.label(scipy.ndimage.binary_dilation(reference, in_slice))
     theirs[~reference] = 0
     pairs = np.bincount(ours.ravel() * (n_theirs + 1) + theirs.ravel(), minlength=(n_ours + 1) * (n_theirs + 1))
     overlap = pairs.reshape(n_ours + 1, n_theirs + 1)[1:, 1:]

@@ -1,14 +1,9 @@
 """LiTS17: liver and liver lesions in CT; its scores count lesions too (see `lesions`)."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
-
-LIVER, LESION = 1, 2
+from nnunet_ext.challenges.lesions import LESION, LIVER, case_measure, totals
 
 
 def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
@@ -17,20 +12,6 @@ def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None
     if case.startswith("test-"):
         return "test" if number < 70 else None
     return "train" if number < 131 else None
-
-
-def case_measure(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> dict[str, Any]:
-    """See `lesions.case_measure`; scipy is imported only where something is scored."""
-    from nnunet_ext.challenges import lesions
-
-    return lesions.case_measure(prediction, reference, spacing)
-
-
-def totals(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """See `lesions.totals`."""
-    from nnunet_ext.challenges import lesions
-
-    return lesions.totals(cases)
 
 
 LITS17 = Challenge(

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import KDTree
+import scipy  # its parts are imported when they are first used
 
 from nnunet_ext.challenges.facts import Conventions
 from nnunet_ext.errors import ConfigurationError
@@ -60,8 +59,8 @@ class Distances:
 def boundary(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
     """Boundary voxels of a mask: 1 looks at face neighbours, 2 at face and edge neighbours."""
     if connectivity != 1:
-        structure = ndimage.generate_binary_structure(mask.ndim, connectivity)
-        return mask & ~ndimage.binary_erosion(mask, structure)
+        structure = scipy.ndimage.generate_binary_structure(mask.ndim, connectivity)
+        return mask & ~scipy.ndimage.binary_erosion(mask, structure)
     inner = mask.copy()
     for axis in range(mask.ndim):
         below, above, first, last = ([slice(None)] * mask.ndim for _ in range(4))
@@ -87,7 +86,7 @@ def _nearest(origin: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -
     here = np.argwhere(apart) * spacing
     if len(here):
         # A tree of the boundary's points needs no distances between them, as a transform of the whole box does.
-        distances[: len(here)] = KDTree(np.argwhere(target) * spacing).query(here)[0]
+        distances[: len(here)] = scipy.spatial.KDTree(np.argwhere(target) * spacing).query(here)[0]
     return distances
 
 
@@ -244,7 +243,7 @@ def structure_scores(
     """
     if prediction.shape != reference.shape:
         raise ConfigurationError(f"Label maps of shapes {prediction.shape} and {reference.shape} cannot be compared.")
-    boxes = [ndimage.find_objects(labels) for labels in (prediction, reference)]
+    boxes = [scipy.ndimage.find_objects(labels) for labels in (prediction, reference)]
     nowhere = (slice(0, 0),) * prediction.ndim
     scores = {}
     for name, values in structures.items():

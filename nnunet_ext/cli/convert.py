@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.challenges import CHALLENGES, get_challenge
+from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
 from nnunet_ext.challenges.parallel import default_processes
 from nnunet_ext.errors import ConfigurationError
 

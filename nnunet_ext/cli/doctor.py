@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nnunet_ext._registry import PLANNERS, TRAINERS
-from nnunet_ext.compatibility import TESTED_NNUNET, check_nnunet_version
+from nnunet_ext.discovery.compatibility import TESTED_NNUNET, check_nnunet_version
+from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
 
 GIB = 2**30
@@ -21,7 +21,7 @@ GIB = 2**30
 # Run in a fresh process, as nnU-Net's commands are; the look-ups are nnU-Net's own.
 _PROBE = """
 import json, sys
-found = {"hook": any(getattr(f, "__module__", "") == "nnunet_ext._startup" for f in sys.meta_path)}
+found = {"hook": any(getattr(f, "__module__", "") == "nnunet_ext.discovery.startup" for f in sys.meta_path)}
 names = json.loads(sys.argv[1])
 def attempt(find):
     try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import method_of
+from nnunet_ext.costs.pt_score import TABLE_PATCH, Row, pt_scores, published_tables, read_table
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.pt_score import TABLE_PATCH, Row, pt_scores, published_tables, read_table
+from nnunet_ext.methods import method_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def describe(
     if measure:
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-        from nnunet_ext.complexity import complexity_report
+        from nnunet_ext.costs.complexity import complexity_report
 
         network = get_network_from_plans(
             architecture["network_class_name"],

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import METHODS, Method, get_method, method_of
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.options import refuse_unknown
+from nnunet_ext.methods import METHODS, Method, get_method, method_of
+from nnunet_ext.planning.options import refuse_unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,14 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Derives, checks and writes the plans, and says how to train with them."""
-    from nnunet_ext.plans_file import (
-        derive_plans,
-        parse_settings,
-        preprocessed_folder,
-        read_dataset_json,
-        read_plans,
-        write_plans,
-    )
+    from nnunet_ext.planning.derive import derive_plans, parse_settings
+    from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans, write_plans
 
     folder = preprocessed_folder(args.dataset)
     source = None if args.source is None else read_plans(folder, args.source)

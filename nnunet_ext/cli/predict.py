@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from nnunet_ext.batching import BatchedTiles
+    from nnunet_ext.prediction.batching import BatchedTiles
 
     class Predictor(BatchedTiles, nnUNetPredictor):
         pass

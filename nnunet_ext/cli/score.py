@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.challenges import CHALLENGES, get_challenge
+from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
 from nnunet_ext.challenges.metrics import MEASURES
 from nnunet_ext.challenges.parallel import default_processes
 from nnunet_ext.errors import ConfigurationError
@@ -106,8 +106,8 @@ def _run(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace, result: dict, other: dict, output: Path) -> None:
     from nnunet_ext.challenges.compare import compare, comparison_json, comparison_table
     from nnunet_ext.challenges.score import to_json
-    from nnunet_ext.figures.comparison import draw_comparison
     from nnunet_ext.files import write_json
+    from nnunet_ext.report.figures.comparison import draw_comparison
 
     first, second = str(args.predictions), str(args.compare)
     rows = compare(result, other, seed=args.seed)

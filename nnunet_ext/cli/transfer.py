@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext._methods import METHODS
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_atomically
+from nnunet_ext.methods import METHODS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     """Writes the fitted checkpoint, and prints what was taken over and what was not."""
     import torch
 
-    from nnunet_ext.checkpoints import read_checkpoint
-    from nnunet_ext.plans_file import preprocessed_folder, read_dataset_json, read_plans
-    from nnunet_ext.transfer import transfer
+    from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans
+    from nnunet_ext.weights.checkpoints import read_checkpoint
+    from nnunet_ext.weights.transfer import transfer
 
     if args.output.exists():
         raise ConfigurationError(f"{args.output} exists. Choose another output.")

@@ -275,7 +275,7 @@ def _read_reference(path: Path) -> dict[str, Any]:
     """The dict in a file of the reference, read by torch's restricted unpickler: arrays and numbers, no code."""
     import pickle
 
-    from nnunet_ext.checkpoints import load_data  # torch, which only these files need
+    from nnunet_ext.weights.checkpoints import load_data  # torch, which only these files need
 
     try:
         content = load_data(path)

@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
 from nnunet_ext.dints.options import DiNTSOptions, search_patch
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, level_strides, search_structure
-from nnunet_ext.options import PLANS_KEY
+from nnunet_ext.planning.options import PLANS_KEY
 
 GIGA = 1e9
 
@@ -149,7 +149,7 @@ def code_of(arch_kwargs: Mapping[str, Any]) -> ArchitectureCode:
 def cost_report(
     input_channels: int, num_classes: int, patch_size: Sequence[int], arch_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Parameters, GMACs and GFLOPs (1e9) of the discrete network; see `nnunet_ext.complexity.complexity_report`."""
+    """Parameters, GMACs and GFLOPs (1e9) of the discrete network; see `costs.complexity.complexity_report`."""
     structure = instance_structure(arch_kwargs)
     return _report("DiNTSNet", list(parts(structure, input_channels, num_classes, patch_size)), 0,
                    input_channels, patch_size)  # fmt: skip

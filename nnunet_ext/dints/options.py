@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from nnunet_ext.dints.search_space import DEPTHS, level_strides
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.options import TrainingOptions, option
-from nnunet_ext.patches import smaller_patch
+from nnunet_ext.planning.options import TrainingOptions, option
+from nnunet_ext.planning.patches import smaller_patch
 
 SCHEDULES = ("poly", "steps")
 PAPER_PATCH = 96  # voxels along each axis

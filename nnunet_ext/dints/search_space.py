@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
+from nnunet_ext.planning.patches import padded_size, total_strides, voxels_by_level
 
 DEPTHS = range(2, 6)
 Kernels = tuple[tuple[int, ...], ...]

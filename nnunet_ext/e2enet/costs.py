@@ -1,6 +1,6 @@
 """What an E2ENet of given options holds and costs, by arithmetic alone: no torch, so that the command line is quick.
 
-The same figures as `nnunet_ext.complexity.complexity_report` measures on the network itself.
+The same figures as `nnunet_ext.costs.complexity.complexity_report` measures on the network itself.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
+from nnunet_ext.planning.patches import padded_size, total_strides, voxels_by_level
 
 GIGA = 1e9
 

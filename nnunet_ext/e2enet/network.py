@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
-from nnunet_ext.e2enet.packed import packed_logits, release
+from nnunet_ext.e2enet.packed.dispatch import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.patches import padded_size, total_strides, voxels_by_level
+from nnunet_ext.planning.patches import padded_size, total_strides, voxels_by_level
 
 NEGATIVE_SLOPE = 0.01
 KERNELS = ([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3])

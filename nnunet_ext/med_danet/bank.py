@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.options import refuse_unknown
+from nnunet_ext.planning.options import refuse_unknown
 
 STRIDE = 8  # height and width of both built-in types are padded to a multiple of this
 EMBEDDING, HEADS, HIDDEN = 512, 8, 2048  # of TransBTS's Transformer

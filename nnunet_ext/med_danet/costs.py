@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_ext.med_danet.bank import PAPER_BANK, STRIDE, Candidate, read_bank
-from nnunet_ext.options import PLANS_KEY
+from nnunet_ext.planning.options import PLANS_KEY
 
 GIGA = 1e9
 POSITION_SIZE = (128, 128)  # pixels
@@ -161,7 +161,7 @@ def candidate_cost(
         return total(candidate_parts(candidate, channels, num_classes, size, position_size))
     import torch
 
-    from nnunet_ext.complexity import count_flops, count_parameters
+    from nnunet_ext.costs.complexity import count_flops, count_parameters
     from nnunet_ext.med_danet.candidates import build_candidate
 
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.complexity import kept_elements
+from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
 from nnunet_ext.med_danet.candidates import build_candidate

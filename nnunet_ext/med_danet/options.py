@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.options import TrainingOptions, option
+from nnunet_ext.planning.options import TrainingOptions, option
 
 
 @dataclass(frozen=True)

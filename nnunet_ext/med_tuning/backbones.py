@@ -91,7 +91,7 @@ def build_backbone(
     layout = _layout(kind, backbone, padded, depths)
     for block in (block for stage in range(len(layout.depths)) for block in stage_blocks(backbone, layout, stage)):
         if hasattr(block, "attn"):
-            block.attn.count_macs = attention_macs  # read by nnunet_ext.complexity
+            block.attn.count_macs = attention_macs  # read by nnunet_ext.costs.complexity
     return backbone, layout
 
 

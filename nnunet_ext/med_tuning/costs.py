@@ -22,7 +22,7 @@ def cost_report(
     """
     import torch
 
-    from nnunet_ext.complexity import complexity_report
+    from nnunet_ext.costs.complexity import complexity_report
     from nnunet_ext.med_tuning.network import MedTuningNet
 
     sized = {**arch_kwargs, "patch_size": [int(side) for side in patch_size]}
@@ -38,7 +38,7 @@ def cost_report(
 
 def part_counts(network: Any) -> dict[str, dict[str, int]]:
     """Parameters, all and trainable, of a Med-Tuning network's backbone, adapters and decoder."""
-    from nnunet_ext.complexity import count_parameters
+    from nnunet_ext.costs.complexity import count_parameters
 
     return {
         name: {key: count_parameters(getattr(network, part))[key] for key in ("total", "trainable")}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.complexity import kept_elements
+from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.adapters import BRANCHES
 from nnunet_ext.med_tuning.backbones import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.options import TrainingOptions, option
+from nnunet_ext.planning.options import TrainingOptions, option
 
 OPTIMIZERS = ("adamw", "adam")
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".npz")

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext._methods import METHODS
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, read_code
 from nnunet_ext.dints.costs import code_of, cost_report
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.figures.search import search_figure
-from nnunet_ext.figures.topology import histogram, topology_figure
+from nnunet_ext.methods import METHODS
+from nnunet_ext.report.figures.search import search_figure
+from nnunet_ext.report.figures.topology import histogram, topology_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, number, significant
 

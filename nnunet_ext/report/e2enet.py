@@ -4,10 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_ext._methods import METHODS
 from nnunet_ext.e2enet.costs import layers
-from nnunet_ext.figures.fusion_flow import COLOURS, Shares, flow_figure, mean_shares, random_shares, shares_figure
-from nnunet_ext.figures.training import Topology
+from nnunet_ext.methods import METHODS
+from nnunet_ext.report.figures.fusion_flow import (
+    COLOURS,
+    Shares,
+    flow_figure,
+    mean_shares,
+    random_shares,
+    shares_figure,
+)
+from nnunet_ext.report.figures.training import Topology
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import Picture, Section, Table, percent
 

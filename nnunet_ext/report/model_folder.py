@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.options import PLANS_KEY
+from nnunet_ext.planning.options import PLANS_KEY
 from nnunet_ext.report.scores import FoldScores, Labels, read_scores
 from nnunet_ext.report.training_log import Epoch, read_checkpoint_logging, read_logs
 
@@ -239,7 +239,7 @@ def _history(content: Any) -> list[dict[str, Any]]:
 
 
 def _complexity(content: Any) -> dict[str, Any]:
-    """The numbers that `nnunet_ext.complexity.complexity_report` gives, and no others."""
+    """The numbers that `nnunet_ext.costs.complexity.complexity_report` gives, and no others."""
     return {
         "network": str(content["network"]),
         "patch_size": [int(size) for size in content["patch_size"]],

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from nnunet_ext.figures.case_overlay import case_figure, error_map, worst_slice
-from nnunet_ext.figures.training import curves_figure
 from nnunet_ext.report import dints, e2enet, med_danet, med_tuning
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
+from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
+from nnunet_ext.report.figures.training import curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, duration, number
 from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first

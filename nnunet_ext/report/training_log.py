@@ -101,7 +101,7 @@ def read_checkpoint_logging(path: Path) -> list[Epoch]:
     Raises:
         ValueError: the file is damaged, or holds more than data; code in it is never run.
     """
-    from nnunet_ext.checkpoints import read_checkpoint  # it needs torch, which logs do not
+    from nnunet_ext.weights.checkpoints import read_checkpoint  # it needs torch, which logs do not
 
     try:
         return _epochs_of_logging(read_checkpoint(path)["logging"])

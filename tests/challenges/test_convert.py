@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from challenges import downloads
 
-from nnunet_ext.challenges import get_challenge
+from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.convert import WORK_FOLDER, convert, convert_msd
 from nnunet_ext.challenges.msd import MSD
 from nnunet_ext.cli.convert import task_folders

@@ -11,7 +11,7 @@ import pytest
 from challenges import downloads
 from challenges.checker import Rejected, itk_geometry, judge, judge_msd, member_to_file
 
-from nnunet_ext.challenges import get_challenge
+from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.convert import convert
 from nnunet_ext.challenges.export import Options, export, export_msd
 from nnunet_ext.challenges.msd import LEFT_OUT, MSD

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nnunet_ext.challenges import CHALLENGES, get_challenge
+from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
 from nnunet_ext.challenges.facts import map_values
 from nnunet_ext.errors import ConfigurationError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunet_ext.challenges import get_challenge, lesions
+from nnunet_ext.challenges import lesions
+from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.facts import Conventions
 from nnunet_ext.challenges.metrics import MEASURES, Pair, boundary, measure, structure_scores, union_box
 from nnunet_ext.errors import ConfigurationError

@@ -10,7 +10,7 @@ import torch
 from contract.on_request import OnRequest
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
 
-from nnunet_ext._registry import PLANNERS, TRAINERS
+from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
 
 LABELS = {

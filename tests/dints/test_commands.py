@@ -10,14 +10,14 @@ import torch
 from dints.small import random_code
 from end_to_end.stock import stock_plans
 
-from nnunet_ext._methods import get_method
-from nnunet_ext.cli.demo_schedule import demo_settings
 from nnunet_ext.cli.main import main
+from nnunet_ext.demo.schedule import demo_settings
 from nnunet_ext.dints.architecture_code import CVPR_CODE, CodeFile
 from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.presets import PRESETS
-from nnunet_ext.plans_file import derive_plans
+from nnunet_ext.methods import get_method
+from nnunet_ext.planning.derive import derive_plans
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 CODE = random_code(3, layers=4)

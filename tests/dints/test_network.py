@@ -4,7 +4,7 @@ import pytest
 import torch
 from dints.small import CUBES, random_code
 
-from nnunet_ext.complexity import complexity_report
+from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
 from nnunet_ext.dints.costs import cost_report, search_cost_report
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, arch_kwargs_from_strides

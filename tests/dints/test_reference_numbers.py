@@ -5,7 +5,7 @@ import pytest
 import torch
 from dints.small import CUBES
 
-from nnunet_ext.complexity import count_flops, count_parameters
+from nnunet_ext.costs.complexity import count_flops, count_parameters
 from nnunet_ext.dints.architecture_code import CVPR_CODE
 from nnunet_ext.dints.costs import cost_report, edge_memory, memory_ratio, search_cost_report
 from nnunet_ext.dints.discretize import decode

@@ -9,6 +9,7 @@ from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal, che
 from dints.small import random_code
 from end_to_end.stock import Workspace, handmade_plans, shrink, stock_architecture
 
+from nnunet_ext.demo.phantoms import generate_case
 from nnunet_ext.dints.architecture_code import ArchitectureCode, read_code
 from nnunet_ext.dints.costs import cost_report
 from nnunet_ext.dints.discretize import pattern_costs
@@ -16,7 +17,6 @@ from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.options import DiNTSOptions, search_patch
 from nnunet_ext.dints.search_space import patterns
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.phantoms import generate_case
 
 SEARCH = {
     "search_layers": 3,

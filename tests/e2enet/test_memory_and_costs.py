@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ext.complexity import complexity_report
+from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.e2enet.costs import cost_report
 from nnunet_ext.e2enet.network import E2ENet
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ext.e2enet import packed
 from nnunet_ext.e2enet.masked import masked_modules
 from nnunet_ext.e2enet.network import E2ENet
-from nnunet_ext.e2enet.packed import library
+from nnunet_ext.e2enet.packed import dispatch, library
 from nnunet_ext.e2enet.presets import PRESETS
 
 ISOTROPIC = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -22,8 +21,8 @@ TOLERANCE = 1e-4  # of the largest logit: float32, and what F(4,3) transforms ad
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.delenv(packed.SWITCH, raising=False)
-    packed._said.clear()
+    monkeypatch.delenv(dispatch.SWITCH, raising=False)
+    dispatch._said.clear()
     yield
     library.engine.cache_clear()
 
@@ -39,14 +38,14 @@ def build(channels=1, classes=3, seed=0, **kwargs):
 
 def with_torch(network, x):
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setenv(packed.SWITCH, "0")
+        patch.setenv(dispatch.SWITCH, "0")
         return network(x)
 
 
 def with_engine(network, x):
     with torch.no_grad():
         logits = network(x)
-    assert network in packed._packs, "the engine did not run"
+    assert network in dispatch._packs, "the engine did not run"
     return logits
 
 
@@ -254,13 +253,13 @@ def test_another_size_and_back():
 def test_buffers_go_with_training_mode_and_with_the_network():
     network, x = build(), torch.randn(1, 1, 16, 16, 16)
     with_engine(network, x)
-    memory = weakref.ref(packed._packs[network].program)
+    memory = weakref.ref(dispatch._packs[network].program)
     network.train()
     gc.collect()
-    assert memory() is None and network not in packed._packs
+    assert memory() is None and network not in dispatch._packs
     network.eval()
     with_engine(network, x)
-    memory = weakref.ref(packed._packs[network].program)
+    memory = weakref.ref(dispatch._packs[network].program)
     del network
     gc.collect()
     assert memory() is None
@@ -287,7 +286,7 @@ def test_200_packs_leak_nothing():
         if k in (19, 219):
             gc.collect()
             sizes.append(resident())
-    one_pack = 4 * packed._packs[network].program._memory.numel()
+    one_pack = 4 * dispatch._packs[network].program._memory.numel()
     assert sizes[1] - sizes[0] < 5 * one_pack  # 200 leaks of anything would be more
 
 
@@ -299,12 +298,12 @@ def test_volumes_in_bfloat16_cost_two_digits(strides, batch, size, monkeypatch, 
     network, x = build(strides=strides), torch.randn(batch, 1, *size)
     exact = with_torch(copy.deepcopy(network).double(), x.double())
     whole = with_engine(network, x)
-    monkeypatch.setenv(packed.SWITCH, "bf16")
+    monkeypatch.setenv(dispatch.SWITCH, "bf16")
     half = with_engine(network, x)
     assert "volumes in bfloat16" in capsys.readouterr().out
     # 8 bits of mantissa, rounded once a layer: about 1 % of the logits' size, and not what float32 gives
     assert 1e-4 < (half - exact).norm() / exact.norm() < 0.03
-    monkeypatch.setenv(packed.SWITCH, "1")
+    monkeypatch.setenv(dispatch.SWITCH, "1")
     assert torch.equal(with_engine(network, x), whole)
 
 
@@ -323,16 +322,16 @@ def test_gradients_training_lists_and_half_precision_stay_with_torch():
         with torch.autocast("cpu", torch.bfloat16):
             network(x)
         copy.deepcopy(network).double()(x.double())
-    assert not packed._packs
+    assert not dispatch._packs
 
 
 @pytest.mark.parametrize("value, reason", [("0", "nnUNet_ext_packed=0"), ("yes", "none of 0, 1 and bf16")])
 def test_the_switch(value, reason, monkeypatch, capsys):
-    monkeypatch.setenv(packed.SWITCH, value)
+    monkeypatch.setenv(dispatch.SWITCH, value)
     network, x = build(), torch.randn(1, 1, 16, 16, 16)
     with torch.inference_mode():
         assert torch.equal(network(x), network(x))
-    assert network not in packed._packs
+    assert network not in dispatch._packs
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and reason in lines[0]
 

@@ -9,20 +9,19 @@ import time
 import pytest
 import torch
 
-from nnunet_ext.e2enet import packed
 from nnunet_ext.e2enet.network import E2ENet
-from nnunet_ext.e2enet.packed import library
+from nnunet_ext.e2enet.packed import dispatch, library
 from nnunet_ext.e2enet.packed.library import PackedUnavailable
 
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(packed.SWITCH, raising=False)
+    monkeypatch.delenv(dispatch.SWITCH, raising=False)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(library, "FLAGS", [flag for flag in library.FLAGS if flag != "-O3"])  # compiles faster
     library.engine.cache_clear()
-    packed._said.clear()
+    dispatch._said.clear()
     yield
     library.engine.cache_clear()
 

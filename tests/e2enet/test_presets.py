@@ -5,13 +5,13 @@ import pytest
 import torch
 from end_to_end.stock import Workspace, handmade_plans
 
-from nnunet_ext._methods import get_method
 from nnunet_ext.cli.plan import chosen_method_and_presets
+from nnunet_ext.demo.phantoms import LABELS, generate_case
 from nnunet_ext.e2enet.masked import masked_modules
 from nnunet_ext.e2enet.presets import PRESETS
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.phantoms import LABELS, generate_case
-from nnunet_ext.plans_file import derive_plans
+from nnunet_ext.methods import get_method
+from nnunet_ext.planning.derive import derive_plans
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 PATCH = (8, 16, 16)

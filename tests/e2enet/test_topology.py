@@ -28,7 +28,7 @@ from e2enet.small import (
 )
 from torch import nn
 
-from nnunet_ext.complexity import complexity_report
+from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.e2enet.masked import MaskedConv3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares, prune_and_regrow

@@ -11,13 +11,13 @@ from med_danet.small import TWO, arch_kwargs
 from nnunetv2.inference import predict_from_raw_data as stock
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.batching import BatchedTiles
 from nnunet_ext.cli import main as cli
 from nnunet_ext.cli import predict
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
 from nnunet_ext.med_danet.bank import read_bank
 from nnunet_ext.med_danet.costs import candidate_cost, decision_parts, total
 from nnunet_ext.med_danet.network import MedDANet
+from nnunet_ext.prediction.batching import BatchedTiles
 from nnunet_ext.trainers.med_danet import _RecordingPredictor, unet_macs, validating_with
 
 

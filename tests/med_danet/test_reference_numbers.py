@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ext.complexity import complexity_report, count_flops, count_parameters
+from nnunet_ext.costs.complexity import complexity_report, count_flops, count_parameters
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
 from nnunet_ext.med_danet.candidates import build_candidate

@@ -8,12 +8,12 @@ import torch
 from end_to_end.stock import stock_plans
 from med_tuning.training import BACKBONE, SETTINGS
 
-from nnunet_ext._methods import get_method
 from nnunet_ext.cli.main import main
 from nnunet_ext.med_tuning.presets import PRESETS
-from nnunet_ext.options import dotted_path
+from nnunet_ext.methods import get_method
+from nnunet_ext.planning.derive import derive_plans
+from nnunet_ext.planning.options import dotted_path
 from nnunet_ext.plans.med_tuning import MedTuningPlanner
-from nnunet_ext.plans_file import derive_plans
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}

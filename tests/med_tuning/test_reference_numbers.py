@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ext.complexity import count_parameters
+from nnunet_ext.costs.complexity import count_parameters
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.adapters import MedAdapter
 from nnunet_ext.med_tuning.costs import cost_report

@@ -14,10 +14,10 @@ from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, assert_eq
 from end_to_end.stock import Workspace, segmentations
 from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
-from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.weights import sha256_of
 from nnunet_ext.trainers.base import ExtTrainer
+from nnunet_ext.weights.checkpoints import read_checkpoint
 
 FROZEN = "backbone.blocks.2.mlp.fc1.weight"
 

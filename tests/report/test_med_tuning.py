@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from report.folders import Model, three_cases, write_json
 
-from nnunet_ext.figures.slice_filter import slice_filter_figure
 from nnunet_ext.med_tuning.filters import change, kernel
+from nnunet_ext.report.figures.slice_filter import slice_filter_figure
 from nnunet_ext.report.med_tuning import FILE, section
 from nnunet_ext.report.model_folder import read_model_folder
 

@@ -1,0 +1,1 @@
+"""What networks hold and cost, and the score that weighs accuracy against it."""

@@ -1,0 +1,1 @@
+"""How nnU-Net's own commands find our trainers and planners."""

@@ -1,0 +1,111 @@
+"""Plans files and dataset.json in a data set's folder of `$nnUNet_preprocessed`: found, read, written."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import read_json, write_json
+
+
+def check_plans_name(name: str) -> None:
+    """Refuses names that nnU-Net could not take apart again (it joins trainer, plans and configuration by `__`)."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name or name.endswith(("_", ".json")):
+        raise ConfigurationError(
+            f"'{name}' is no plans name. Use letters, digits, '.', '-' and single '_', without .json, "
+            f"for example E2ENetPlans_S90."
+        )
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """The folder of a data set in `$nnUNet_preprocessed`; `dataset` is its name or its number.
+
+    Raises:
+        ConfigurationError: the variable is not set, or not exactly one folder matches.
+    """
+    root = os.environ.get("nnUNet_preprocessed")
+    if not root:
+        raise ConfigurationError(
+            "The environment variable nnUNet_preprocessed is not set. Set it as for nnU-Net's own commands."
+        )
+    if not Path(root).is_dir():
+        raise ConfigurationError(f"nnUNet_preprocessed is {root}, which is no folder.")
+    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else dataset
+    found = sorted(path for path in Path(root).iterdir() if path.is_dir() and path.match(pattern))
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise ConfigurationError(
+            f"Data set '{dataset}' must match one folder of {root}, found {there}. "
+            f"Plan it first: nnUNetv2_plan_and_preprocess -d ID"
+        )
+    return found[0]
+
+
+def read_plans(folder: Path, name: str) -> dict[str, Any]:
+    """`<folder>/<name>.json`.
+
+    Raises:
+        ConfigurationError: there is no such file (the existing plans are listed), or it is not a plans file.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(plans.stem for plans in _plans_files(folder)) or "none"
+        raise ConfigurationError(f"{path} does not exist. Plans in this folder: {there}.")
+    plans = _read_dict(path)
+    if not isinstance(plans.get("configurations"), dict):
+        raise ConfigurationError(f"{path} is not a plans file: it has no 'configurations'.")
+    return plans
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """`<folder>/dataset.json`.
+
+    Raises:
+        ConfigurationError: it is missing or damaged.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise ConfigurationError(f"{path} does not exist. Preprocess the data set first.")
+    return _read_dict(path)
+
+
+def _plans_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.json")) if '"configurations"' in path.read_text()]
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} must hold a JSON object.")
+    return content
+
+
+def write_plans(folder: Path, plans: Mapping[str, Any], *, overwrite: bool = False) -> str:
+    """Writes `<folder>/<plans_name>.json` atomically.
+
+    Returns:
+        "written", "replaced", or "unchanged" where the file holds the same plans already.
+
+    Raises:
+        ConfigurationError: the file holds other plans and `overwrite` is False.
+    """
+    path = folder / f"{plans['plans_name']}.json"
+    exists = path.exists()
+    if exists:
+        try:
+            if read_json(path) == json.loads(json.dumps(plans)):
+                return "unchanged"
+        except ValueError:
+            pass  # a damaged file is a different file
+        if not overwrite:
+            raise ConfigurationError(
+                f"{path} exists with other content. Choose another --name, or replace it with --overwrite."
+            )
+    write_json(path, plans)
+    return "replaced" if exists else "written"

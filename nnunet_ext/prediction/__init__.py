@@ -1,0 +1,1 @@
+"""Prediction on nnU-Net's predictor."""

@@ -1,0 +1,298 @@
+"""Plans files: what `nnunet_ext plan` changes, what it keeps, and what it refuses."""
+
+import json
+from copy import deepcopy
+from dataclasses import asdict
+
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.e2enet.network import arch_kwargs_from_strides
+from nnunet_ext.e2enet.options import E2ENetOptions
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS, get_method
+from nnunet_ext.planning.derive import derive_plans, parse_settings
+from nnunet_ext.planning.plans_files import preprocessed_folder, write_plans
+
+E2ENET = METHODS["e2enet"]
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
+DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+
+
+def unet(strides):
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {"strides": strides, "features_per_stage": [32] * len(strides)},
+        "_kw_requires_import": ["conv_op"],
+    }
+
+
+def configuration(name, patch, strides):
+    return {
+        "data_identifier": f"nnUNetPlans_{name}",
+        "batch_size": 2,
+        "patch_size": patch,
+        "spacing": [1.0] * len(patch),
+        "architecture": unet(strides),
+    }
+
+
+@pytest.fixture
+def stock():
+    return {
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "2d": configuration("2d", [64, 64], [[1, 1], [2, 2], [2, 2]]),
+            "3d_lowres": {**configuration("3d_lowres", [32, 32, 32], STRIDES), "next_stage": "3d_cascade_fullres"},
+            "3d_fullres": configuration("3d_fullres", [32, 48, 48], STRIDES),
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        },
+    }
+
+
+def derive(plans, settings=None, **kwargs):
+    return derive_plans(plans, DATASET_JSON, E2ENET, name="E2ENetPlans_Test", settings=settings, **kwargs)
+
+
+def network_of(plans, name="3d_fullres"):
+    manager = PlansManager(deepcopy(plans))
+    with torch.device("meta"):
+        return E2ENET.trainer_class().build_network_architecture(manager, manager.get_configuration(name), 1, 3)
+
+
+def test_3d_configurations_get_the_methods_network_and_default_options(stock):
+    plans = derive(stock)
+    assert plans["plans_name"] == "E2ENetPlans_Test"
+    for name in ("3d_lowres", "3d_fullres"):
+        assert plans["configurations"][name]["architecture"] == {
+            "network_class_name": "nnunet_ext.e2enet.network.E2ENet",
+            "arch_kwargs": arch_kwargs_from_strides(STRIDES),
+            "_kw_requires_import": [],
+        }
+        assert plans["configurations"][name]["nnunet_ext"] == asdict(E2ENetOptions())
+
+
+def test_all_else_stays_as_it_was(stock):
+    before = deepcopy(stock)
+    plans = derive(stock, {"sparsity": 0.9})
+    assert stock == before
+    for name in ("2d", "3d_cascade_fullres"):
+        assert plans["configurations"][name] == before["configurations"][name]
+    for values in (plans["configurations"]["3d_fullres"], before["configurations"]["3d_fullres"]):
+        values.pop("architecture")
+        values.pop("nnunet_ext", None)
+    assert plans["configurations"]["3d_fullres"] == before["configurations"]["3d_fullres"]
+
+
+def test_the_cascade_inherits_network_and_options(stock):
+    plans = derive(stock, {"sparsity": 0.9, "num_epochs": 7})
+    resolved = PlansManager(plans).get_configuration("3d_cascade_fullres")
+    assert resolved.network_arch_class_name == "nnunet_ext.e2enet.network.E2ENet"
+    assert resolved.network_arch_init_kwargs["sparsity"] == 0.9
+    assert resolved.configuration["nnunet_ext"]["num_epochs"] == 7
+
+
+def test_settings_go_where_they_belong(stock):
+    plans = derive(
+        stock, {"sparsity": 0.9, "num_epochs": 100, "initial_lr": 1, "patch_size": [40, 56, 40], "batch_size": 3}
+    )
+    values = plans["configurations"]["3d_fullres"]
+    assert values["architecture"]["arch_kwargs"]["sparsity"] == 0.9
+    assert values["nnunet_ext"]["num_epochs"] == 100
+    assert values["nnunet_ext"]["initial_lr"] == 1.0 and isinstance(values["nnunet_ext"]["initial_lr"], float)
+    assert (values["patch_size"], values["batch_size"]) == ([40, 56, 40], 3)
+    assert network_of(plans).sparsity == 0.9
+
+
+def test_a_width_rule_replaces_explicit_widths(stock):
+    plans = derive(stock, {"base_features": 8, "max_features": 20})
+    assert "features_per_stage" not in plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert network_of(plans).features_per_stage == [8, 16, 20, 20]
+
+
+def test_a_maximum_alone_keeps_the_width_of_the_first_level(stock):
+    narrow = derive(stock, {"features_per_stage": [10, 20, 40, 80]})
+    assert network_of(derive(narrow, {"max_features": 30})).features_per_stage == [10, 20, 30, 30]
+
+
+def test_explicit_widths_replace_a_width_rule(stock):
+    by_rule = derive(stock, {"base_features": 8, "max_features": 20})
+    plans = derive(by_rule, {"features_per_stage": [4, 5, 6, 7]})
+    arch_kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert not {"base_features", "max_features"} & set(arch_kwargs)
+    assert network_of(plans).features_per_stage == [4, 5, 6, 7]
+
+
+def test_width_rule_and_explicit_widths_together_are_refused(stock):
+    with pytest.raises(ConfigurationError, match="features_per_stage and base_features exclude each other"):
+        derive(stock, {"base_features": 8, "features_per_stage": [4, 5, 6, 7]})
+
+
+def test_plans_that_are_ours_keep_their_earlier_options(stock):
+    first = derive(stock, {"sparsity": 0.9, "num_epochs": 100, "kernel_size": [3, 3, 3]})
+    second = derive(first, {"num_epochs": 50})["configurations"]["3d_fullres"]
+    assert second["architecture"] == first["configurations"]["3d_fullres"]["architecture"]
+    assert second["nnunet_ext"] == {**first["configurations"]["3d_fullres"]["nnunet_ext"], "num_epochs": 50}
+
+
+def test_only_the_named_configuration_is_changed(stock):
+    plans = derive(stock, {"batch_size": 4}, configurations=["3d_fullres"])
+    assert plans["configurations"]["3d_lowres"] == stock["configurations"]["3d_lowres"]
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["3d_cascade_fullres"], "inherits from '3d_fullres'"),
+        (["2d"], "does not support configuration '2d'"),
+        (["3d"], "Unknown configuration: 3d. Known: 2d, 3d_cascade_fullres, 3d_fullres, 3d_lowres"),
+    ],
+)
+def test_unsuitable_configurations_are_refused(stock, names, message):
+    with pytest.raises(ConfigurationError, match=message):
+        derive(stock, configurations=names)
+
+
+def test_plans_without_a_3d_configuration_are_refused(stock):
+    stock["configurations"] = {"2d": stock["configurations"]["2d"]}
+    with pytest.raises(ConfigurationError, match="No configuration of these plans suits E2ENet. They have: 2d"):
+        derive(stock)
+
+
+def test_unknown_settings_are_refused_with_the_known_ones(stock):
+    with pytest.raises(ConfigurationError) as error:
+        derive(stock, {"sparsty": 0.9})
+    assert "sparsty" in str(error.value)
+    for known in ("sparsity", "num_epochs", "update_every", "patch_size", "batch_size", "base_features"):
+        assert known in str(error.value)
+    assert "deep_supervision" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sparsity": 1.5}, "sparsity must lie strictly between 0 and 1"),
+        ({"kernel_size": 3}, "3d_lowres.*cannot be built"),
+        ({"num_epochs": 0}, "'num_epochs' must be at least 1"),
+        ({"num_epochs": "many"}, "'num_epochs' must be int"),
+        ({"patch_size": [32, 32]}, "list of 3 positive integers"),
+        ({"patch_size": "32"}, "list of 3 positive integers"),
+        ({"patch_size": [4, 8, 8]}, "too small for strides"),
+        ({"batch_size": True}, "batch_size must be a positive integer"),
+        ({"strides": [[1, 1, 1], [2, 2, 2]]}, "needs at least 3 levels"),
+    ],
+)
+def test_bad_values_are_refused(stock, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        derive(stock, settings)
+
+
+def test_a_source_without_strides_is_refused(stock):
+    del stock["configurations"]["3d_lowres"]["architecture"]["arch_kwargs"]["strides"]
+    with pytest.raises(ConfigurationError, match="names no strides"):
+        derive(stock)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "A__B", "E2ENetPlans.json", "../x", "A_"])
+def test_names_that_nnunet_could_not_read_back_are_refused(stock, name):
+    with pytest.raises(ConfigurationError, match="is no plans name"):
+        derive_plans(stock, DATASET_JSON, E2ENET, name=name)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(ConfigurationError, match="Unknown method 'e3'. Known: .*e2enet"):
+        get_method("e3")
+
+
+def test_settings_are_json_or_text():
+    texts = ["a=0.9", "b=[3,3,3]", "c=null", "d=balanced", "e=true", 'f="1"', "g=x=y"]
+    assert parse_settings(texts) == {
+        "a": 0.9,
+        "b": [3, 3, 3],
+        "c": None,
+        "d": "balanced",
+        "e": True,
+        "f": "1",
+        "g": "x=y",
+    }
+
+
+@pytest.mark.parametrize("texts", [["sparsity"], ["=3"], ["a=1", "a=2"]])
+def test_malformed_settings_are_refused(texts):
+    with pytest.raises(ConfigurationError, match="--set"):
+        parse_settings(texts)
+
+
+def test_a_different_file_is_only_replaced_when_asked(tmp_path):
+    plans = {"plans_name": "P", "configurations": {"a": (1, 2)}}
+    assert write_plans(tmp_path, plans) == "written"
+    assert write_plans(tmp_path, plans) == "unchanged"
+    other = {"plans_name": "P", "configurations": {}}
+    before = (tmp_path / "P.json").read_bytes()
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        write_plans(tmp_path, other)
+    assert (tmp_path / "P.json").read_bytes() == before
+    assert write_plans(tmp_path, other, overwrite=True) == "replaced"
+    assert json.loads((tmp_path / "P.json").read_text()) == other
+    assert [p.name for p in tmp_path.iterdir()] == ["P.json"]
+
+
+def test_data_sets_are_found_by_name_and_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    for name in ("Dataset007_Pancreas", "Dataset070_Other", "Dataset008_A", "Dataset008_B"):
+        (tmp_path / name).mkdir()
+    assert preprocessed_folder("7").name == "Dataset007_Pancreas"
+    assert preprocessed_folder("007").name == "Dataset007_Pancreas"
+    assert preprocessed_folder("Dataset008_B").name == "Dataset008_B"
+    for missing in ("8", "9", "Dataset007", "Pancreas"):
+        with pytest.raises(ConfigurationError, match="must match one folder"):
+            preprocessed_folder(missing)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    with pytest.raises(ConfigurationError, match="nnUNet_preprocessed is not set"):
+        preprocessed_folder("7")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, stock):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    folder = tmp_path / "Dataset007_Pancreas"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text(json.dumps(stock))
+    (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    return folder
+
+
+def test_the_command_writes_plans_and_says_how_to_train(folder, capsys):
+    command = ["plan", "7", "--method", "e2enet", "--name", "E2ENetPlans_S90", "--set", "sparsity=0.9"]
+    assert main([*command, "--set", "num_epochs=100"]) == 0
+    plans = json.loads((folder / "E2ENetPlans_S90.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["sparsity"] == 0.9
+    assert plans["configurations"]["3d_fullres"]["nnunet_ext"]["num_epochs"] == 100
+    output = capsys.readouterr().out
+    assert "nnUNetv2_train Dataset007_Pancreas 3d_fullres 0 -tr E2ENetTrainer -p E2ENetPlans_S90" in output
+    assert "E2ENetPlanner" in output, "patch and batch were sized for another network"
+
+    assert main([*command, "--set", "num_epochs=100"]) == 0
+    assert "holds these plans already" in capsys.readouterr().out
+    assert main([*command, "--set", "num_epochs=50"]) == 1
+    assert json.loads((folder / "E2ENetPlans_S90.json").read_text()) == plans
+    assert main([*command, "--set", "num_epochs=50", "--overwrite"]) == 0
+
+
+def test_the_command_takes_the_method_of_the_plans_it_starts_from(folder, capsys):
+    assert main(["plan", "7", "--from", "nnUNetPlans", "--name", "New"]) == 1
+    assert "found neither" in capsys.readouterr().err
+    assert main(["plan", "7", "--method", "e2enet", "--name", "First", "--set", "sparsity=0.9"]) == 0
+    assert main(["plan", "7", "--from", "First", "--name", "Second", "--set", "num_epochs=9"]) == 0
+    second = json.loads((folder / "Second.json").read_text())["configurations"]["3d_fullres"]
+    assert second["architecture"]["arch_kwargs"]["sparsity"] == 0.9 and second["nnunet_ext"]["num_epochs"] == 9
+
+
+def test_the_command_lists_the_plans_that_are_there(folder, capsys):
+    assert main(["plan", "7", "--method", "e2enet", "--from", "Plans", "--name", "New"]) == 1
+    error = capsys.readouterr().err
+    assert "Plans in this folder: nnUNetPlans" in error
+    assert not (folder / "New.json").exists()
