@@ -24,7 +24,7 @@ import torch
 
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
-from nnunet_ext.report.figures.strip import strip_figure
+from nnunet_ext.med_danet.strip import strip_figure
 
 LABELS = {
     "channel_names": {"0": "CT"},

@@ -9,6 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_ext.discovery.compatibility import check_nnunet_version
+from nnunet_ext.methods import default_plans_name
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, dotted_path
 
 
@@ -36,7 +37,7 @@ class ExtPlanner(ExperimentPlanner):
             dataset_name_or_id,
             gpu_memory_target_in_gb,
             preprocessor_name,
-            plans_name or f"{type(self).__name__.removesuffix('Planner')}Plans",
+            plans_name or default_plans_name(type(self).__name__),
             overwrite_target_spacing,
             suppress_transpose,
         )

@@ -4,14 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.demo.schedule import METHOD_SCHEDULES
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.methods import get_method
+from nnunet_ext.methods import METHODS, get_method
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext demo`."""
-    parser.add_argument("--method", default="e2enet", choices=sorted(METHOD_SCHEDULES), help="default: %(default)s")
+    shown = sorted(name for name, method in METHODS.items() if method.demo_path)
+    parser.add_argument("--method", default="e2enet", choices=shown, help="default: %(default)s")
     parser.add_argument(
         "--dataset",
         type=Path,

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     foreign = [
         name
         for name in changed
-        if source["configurations"][name]["architecture"]["network_class_name"] != method.network
+        if source["configurations"][name]["architecture"]["network_class_name"] != method.network_path
     ]
     if foreign and not {"patch_size", "batch_size"} & set(settings):
         print(

@@ -119,9 +119,7 @@ class Demo:
                     f"nnU-Net planned no {CONFIGURATION} for {self.name}; the demo needs 3D images."
                 )
             planned = plans["configurations"][CONFIGURATION]
-            settings = demo_settings(
-                self.method.name, self.device, planned, phantoms=self.source is None, epochs=epochs
-            )
+            settings = demo_settings(self.method, self.device, planned, phantoms=self.source is None, epochs=epochs)
             self.stages.show(plan_command(self.number, self.method, self.plans_name, settings))
             demo_plans = derive_plans(
                 plans,

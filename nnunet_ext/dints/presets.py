@@ -30,3 +30,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "checkpointed": {"checkpoint_cells": True, "search_checkpoint_cells": True},
 }
+
+
+def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
+    """What the demo sets for DiNTS: the published topology, narrow; a search takes hours and has its own commands.
+
+    Args:
+        device: "cpu" or "cuda".
+        steps: of the whole training.
+    """
+    return {"base_features": 16} if device == "cuda" else {"base_features": 6, "initial_lr": 0.02}

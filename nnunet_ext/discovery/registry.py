@@ -4,27 +4,22 @@ nnU-Net looks a trainer or planner up by asking its own modules `hasattr(module,
 (PEP 562) on the first module of each search answers for our names, so that nnU-Net gets the one canonical class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-TRAINERS = {
-    "DiNTSSearchTrainer": "nnunet_ext.trainers.dints_search",
-    "DiNTSTrainer": "nnunet_ext.trainers.dints",
-    "E2ENetTrainer": "nnunet_ext.trainers.e2enet",
-    "MedDANetTrainer": "nnunet_ext.trainers.med_danet",
-    "MedTuningTrainer": "nnunet_ext.trainers.med_tuning",
-}
-PLANNERS = {
-    "DiNTSPlanner": "nnunet_ext.plans.dints",
-    "E2ENetPlanner": "nnunet_ext.plans.e2enet",
-    "MedDANetPlanner": "nnunet_ext.plans.med_danet",
-    "MedTuningPlanner": "nnunet_ext.plans.med_tuning",
-}
-CLASSES = {
-    "nnunetv2.training.nnUNetTrainer.nnUNetTrainer": TRAINERS,
-    "nnunetv2.experiment_planning.plan_and_preprocess_api": PLANNERS,
-}
+from nnunet_ext.discovery.startup import PLANNER_MODULE, TRAINER_MODULE
+from nnunet_ext.methods import METHODS
+
+
+def _modules_by_name(paths: Iterable[str]) -> dict[str, str]:
+    return {path.rpartition(".")[2]: path.rpartition(".")[0] for path in paths}
+
+
+# Class name -> module.
+TRAINERS = _modules_by_name(path for method in METHODS.values() for path in method.trainer_paths)
+PLANNERS = _modules_by_name(method.planner_path for method in METHODS.values())
+CLASSES = {TRAINER_MODULE: TRAINERS, PLANNER_MODULE: PLANNERS}
 
 
 def resolver(owner: str, fallback: Callable[[str], Any] | None = None) -> Callable[[str], Any]:

@@ -1,14 +1,27 @@
-"""Makes our trainers and planners visible to the stock nnU-Net commands. Runs at every start of Python: stay light."""
+"""Makes our trainers and planners visible to the stock nnU-Net commands. Runs at every start of Python.
+
+So nothing is imported here but `sys` and `_thread`, which every Python holds already; all else waits until nnU-Net's
+own modules are imported.
+"""
 
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from _thread import _local
 
-from nnunet_ext.discovery.registry import CLASSES, resolver
+TYPE_CHECKING = False  # as in `typing`, which is not imported for that
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+# The first module that nnU-Net asks for a class by its name: of trainers, of planners.
+TRAINER_MODULE = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+PLANNER_MODULE = "nnunetv2.experiment_planning.plan_and_preprocess_api"
+MODULES = (TRAINER_MODULE, PLANNER_MODULE)
 
 
-def _hook(module: ModuleType) -> None:
+def _hook(module: "ModuleType") -> None:
+    from nnunet_ext.discovery.registry import resolver
+
     before = vars(module).get("__getattr__")
     if not hasattr(before, "nnunet_ext"):
         module.__getattr__ = resolver(module.__name__, before)  # type: ignore[method-assign]
@@ -17,20 +30,21 @@ def _hook(module: ModuleType) -> None:
 class _Finder:
     """A meta path finder that adds the hook to the awaited nnU-Net modules right after they were executed."""
 
-    waiting = set(CLASSES)
+    asking = _local()  # the module whose other finders this thread is asking
 
     @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name not in cls.waiting:
+    def find_spec(cls, name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":
+        if name not in MODULES or getattr(cls.asking, "name", None) == name:
             return None
-        cls.waiting.discard(name)  # so that the look-up below passes this finder by
-        from importlib.util import find_spec
-
-        spec = find_spec(name)
+        cls.asking.name = name
+        try:
+            spec = _spec_of_others(name, path, target)
+        finally:
+            cls.asking.name = None
         if spec is not None and spec.loader is not None:
             exec_module = spec.loader.exec_module
 
-            def exec_then_hook(module: ModuleType) -> None:
+            def exec_then_hook(module: "ModuleType") -> None:
                 exec_module(module)
                 _hook(module)
 
@@ -38,11 +52,19 @@ class _Finder:
         return spec
 
 
+def _spec_of_others(name: str, path: "Any", target: "Any") -> "ModuleSpec | None":
+    for finder in sys.meta_path:
+        if finder is not _Finder and hasattr(finder, "find_spec"):
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+    return None
+
+
 def install() -> None:
     """Hooks the nnU-Net modules that are loaded, and waits for the others. Calling it twice does no harm."""
-    for name in CLASSES:
+    for name in MODULES:
         if name in sys.modules:
-            _Finder.waiting.discard(name)
             _hook(sys.modules[name])
     if _Finder not in sys.meta_path:
         sys.meta_path.insert(0, _Finder)

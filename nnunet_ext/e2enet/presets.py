@@ -28,3 +28,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     # CT to MRI: the topology of the pretrained network stays.
     "fine-tune": {"freeze_topology": True, "num_epochs": 250},
 }
+
+
+def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
+    """What the demo sets for E2ENet: narrow on a CPU, and masks that move some times in so short a training.
+
+    Real images get, on a CPU, a wider network, as 8 channels are too few to learn from them, and single patches of
+    twice the size, from which it is easier to see where in the body one is.
+
+    Args:
+        device: "cpu" or "cuda".
+        steps: of the whole training.
+    """
+    if device == "cuda":
+        return {"base_features": 32, "drop_rate": 0.3, "initial_lr": 0.03, "update_every": max(1, steps // 15)}
+    settings = {"base_features": 8, "drop_rate": 0.3, "initial_lr": 0.1, "update_every": max(1, steps // 8)}
+    if real_images:
+        settings |= {"base_features": 16, "batch_size": 1, "patch_voxels": 2 * 32 * 48 * 48}
+    return settings

@@ -138,10 +138,10 @@ def _configuration(
         by_place[known[key]][key] = value
     values = dict(values)
     before = values["architecture"]
-    ours = before["network_class_name"] == method.network
+    ours = before["network_class_name"] == method.network_path
     arch_kwargs = before["arch_kwargs"] if ours else _default_arch_kwargs(before, method)
     values["architecture"] = {
-        "network_class_name": method.network,
+        "network_class_name": method.network_path,
         "arch_kwargs": _with_architecture_settings(arch_kwargs, by_place["architecture"], method),
         "_kw_requires_import": [],
     }

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from nnunet_ext.report import dints, e2enet, med_danet, med_tuning
+from nnunet_ext.methods import METHODS
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
 from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
-from nnunet_ext.report.figures.training import curves_figure
+from nnunet_ext.report.figures.training import Topology, curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, duration, number
 from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
@@ -17,23 +17,15 @@ from nnunet_ext.report.training_log import smoothed_dice
 
 _TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
 
-# What a method's history adds to the page: a function ModelFolder -> Section, or None where it has nothing to say.
-METHOD_SECTIONS: dict[str, Callable[[ModelFolder], Section | None]] = {
-    dints.METHOD: dints.section,
-    dints.SEARCH: dints.search_section,
-    e2enet.METHOD: e2enet.section,
-    med_danet.METHOD: med_danet.section,
-    med_tuning.METHOD: med_tuning.section,
-}
-
 
 def make_sections(model: ModelFolder) -> list[Section]:
     """All sections, in the order of the page; shows its progress."""
-    methods = dict.fromkeys(fold.method for fold in model.folds if fold.method in METHOD_SECTIONS)
+    known = {name: section for method in METHODS.values() for name, section in method.sections().items()}
+    learned = dict.fromkeys(fold.method for fold in model.folds if fold.method in known)
     makers: list[Callable[[ModelFolder], Section | None]] = [
         folds_section,
         curves_section,
-        *(METHOD_SECTIONS[name] for name in methods if name),
+        *(known[name] for name in learned if name),
         scores_section,
         overlays_section,
         cases_section,
@@ -95,7 +87,7 @@ def curves_section(model: ModelFolder) -> Section | None:
             [epoch.val_loss for epoch in fold.epochs],
             [epoch.mean_dice for epoch in fold.epochs],
             smoothed_dice(fold.epochs),
-            e2enet.topology(fold),
+            _beside_curves(fold),
         )
         alt = (
             f"Curves of fold {fold.name} over {counted(len(fold.epochs), 'epoch')}; in the last, training loss "
@@ -105,6 +97,12 @@ def curves_section(model: ModelFolder) -> Section | None:
     if not pictures:
         return Section("Curves", ["There is no training log in this folder, and no checkpoint that holds the curves."])
     return Section("Curves", pictures=pictures)
+
+
+def _beside_curves(fold: Fold) -> Topology | None:
+    """What the method of the fold adds to its curves."""
+    found = (curves(fold) for method in METHODS.values() if (curves := method.curves()) is not None)
+    return next((topology for topology in found if topology is not None), None)
 
 
 def scores_section(model: ModelFolder) -> Section | None:

@@ -26,6 +26,7 @@ from nnunet_ext.demo.schedule import demo_settings, smaller_patch
 from nnunet_ext.demo.stages import StageFailed, Stages, child_environment, pseudo_dice, stock_command
 from nnunet_ext.demo.summary import cost_text, json_scores, mean_dice, read_scores, scores_table
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS
 
 # the folder
 
@@ -208,7 +209,7 @@ def test_patches_end_at_two_steps_of_the_strides():
 def test_the_topology_moves_a_handful_of_times():
     for device in ("cpu", "cuda"):
         for epochs in (None, 1, 3):
-            settings = demo_settings("e2enet", device, planned([32, 64, 64]), epochs=epochs)
+            settings = demo_settings(METHODS["e2enet"], device, planned([32, 64, 64]), epochs=epochs)
             steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]
             assert 5 <= steps // settings["update_every"] <= 25
             assert epochs is None or settings["num_epochs"] == epochs
@@ -216,7 +217,7 @@ def test_the_topology_moves_a_handful_of_times():
 
 def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
     phantoms, real, told = (
-        demo_settings("e2enet", "cpu", planned([32, 64, 64]), **kwargs)
+        demo_settings(METHODS["e2enet"], "cpu", planned([32, 64, 64]), **kwargs)
         for kwargs in ({}, {"phantoms": False}, {"phantoms": False, "epochs": 3})
     )
     assert real["num_epochs"] > phantoms["num_epochs"]
@@ -226,7 +227,7 @@ def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
 
 
 def test_the_shown_plan_command_says_the_same_as_the_settings():
-    from nnunet_ext.methods import METHODS
+
     from nnunet_ext.planning.derive import parse_settings
 
     settings = {"patch_size": [24, 32, 32], "initial_lr": 0.03, "sparsity": None, "channel_split": "balanced"}

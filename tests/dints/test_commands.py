@@ -115,7 +115,7 @@ def test_info_tells_of_the_network_and_of_the_supernet_without_torch(folder):
 def test_the_demo_trains_a_narrow_network_shortly():
     method = get_method("dints")
     source = derive_plans(stock_plans("nnUNetPlans", STRIDES), DATASET_JSON, method, name="Own")
-    settings = demo_settings("dints", "cpu", source["configurations"]["3d_fullres"])
+    settings = demo_settings(method, "cpu", source["configurations"]["3d_fullres"])
     made = derive_plans(source, DATASET_JSON, method, name="Demo", settings=settings, configurations=["3d_fullres"])
     demo = made["configurations"]["3d_fullres"]
     assert demo["architecture"]["arch_kwargs"]["base_features"] == 6

@@ -22,7 +22,7 @@ def plans_of(preset, **settings):
     """Plans as `nnunet_ext plan --preset` writes them, of the paper's width but few levels."""
     method = get_method("e2enet")
     architecture = {
-        "network_class_name": method.network,
+        "network_class_name": method.network_path,
         "arch_kwargs": {"strides": STRIDES, "base_features": 48, "max_features": 60},
         "_kw_requires_import": [],
     }

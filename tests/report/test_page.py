@@ -24,9 +24,9 @@ from report.folders import (
 )
 
 from nnunet_ext.cli import report
+from nnunet_ext.e2enet.report import section as e2enet_section
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.report.commands import predict_command, train_commands
-from nnunet_ext.report.e2enet import section as e2enet_section
 from nnunet_ext.report.facts import fold_notes, headline
 from nnunet_ext.report.model_folder import read_model_folder
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, read_code
 from nnunet_ext.dints.costs import code_of, cost_report
+from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
+from nnunet_ext.dints.topology_figure import histogram, topology_figure
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS
-from nnunet_ext.report.figures.search import search_figure
-from nnunet_ext.report.figures.topology import histogram, topology_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, number, significant
 
@@ -30,7 +30,7 @@ _CURVES = (
 
 def section(model: ModelFolder) -> Section | None:
     """The topology that all folds share."""
-    ours = model.planned_network == METHODS[METHOD].network
+    ours = model.planned_network == METHODS[METHOD].network_path
     arch_kwargs = model.arch_kwargs if ours else {"strides": model.strides or []}
     try:
         code = code_of(arch_kwargs)

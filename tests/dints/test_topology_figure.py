@@ -5,9 +5,9 @@ from dints.small import random_code
 from matplotlib.colors import to_hex
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges
-from nnunet_ext.report.figures.search import search_figure
-from nnunet_ext.report.figures.topology import COLOURS, histogram, topology_figure
+from nnunet_ext.dints.topology_figure import COLOURS, histogram, topology_figure
 
 
 def names(code):

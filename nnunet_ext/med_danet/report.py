@@ -3,7 +3,7 @@
 from typing import Any
 
 from nnunet_ext.files import read_json
-from nnunet_ext.report.figures.strip import strip_figure
+from nnunet_ext.med_danet.strip import strip_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import Picture, Section, Table, counted, percent, significant
 

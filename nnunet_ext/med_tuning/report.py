@@ -6,7 +6,7 @@ import numpy as np
 
 from nnunet_ext.files import read_json
 from nnunet_ext.med_tuning.filters import change, kernel
-from nnunet_ext.report.figures.slice_filter import slice_filter_figure
+from nnunet_ext.med_tuning.slice_filter_figure import slice_filter_figure
 from nnunet_ext.report.model_folder import ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, significant
 

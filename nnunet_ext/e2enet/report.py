@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_ext.e2enet.costs import layers
-from nnunet_ext.methods import METHODS
-from nnunet_ext.report.figures.fusion_flow import (
+from nnunet_ext.e2enet.fusion_flow import (
     COLOURS,
     Shares,
     flow_figure,
@@ -14,6 +13,7 @@ from nnunet_ext.report.figures.fusion_flow import (
     random_shares,
     shares_figure,
 )
+from nnunet_ext.methods import METHODS
 from nnunet_ext.report.figures.training import Topology
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import Picture, Section, Table, percent
@@ -126,7 +126,7 @@ def start_shares(model: ModelFolder) -> tuple[dict[str, dict[str, float]] | None
 def _columns(model: ModelFolder) -> dict[str, Sequence[int]]:
     """By node, the input channels of its first convolution from the forward, up and down flow."""
     # Plans of another network give the trainer the strides only.
-    ours = model.planned_network == METHODS[METHOD].network
+    ours = model.planned_network == METHODS[METHOD].network_path
     arch_kwargs = model.arch_kwargs if ours else {"strides": model.strides or []}
     levels = len(arch_kwargs["strides"])
     nodes = [f"{stage},{level}" for stage in range(1, levels) for level in range(levels - stage)]

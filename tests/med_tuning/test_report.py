@@ -5,8 +5,8 @@ import pytest
 from report.folders import Model, three_cases, write_json
 
 from nnunet_ext.med_tuning.filters import change, kernel
-from nnunet_ext.report.figures.slice_filter import slice_filter_figure
-from nnunet_ext.report.med_tuning import FILE, section
+from nnunet_ext.med_tuning.report import FILE, section
+from nnunet_ext.med_tuning.slice_filter_figure import slice_filter_figure
 from nnunet_ext.report.model_folder import read_model_folder
 
 ONES = [1.0] * 8

@@ -5,10 +5,10 @@ import torch
 from matplotlib.patches import Rectangle
 from report.folders import ARCH_KWARGS, E2ENET, STOCK, e2enet_model, write_json
 
+from nnunet_ext.e2enet.fusion_flow import COLOURS, flow_figure, mean_shares, random_shares, shares_figure
 from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.report import section, start_shares, topology
 from nnunet_ext.e2enet.topology import direction_shares
-from nnunet_ext.report.e2enet import section, start_shares, topology
-from nnunet_ext.report.figures.fusion_flow import COLOURS, flow_figure, mean_shares, random_shares, shares_figure
 from nnunet_ext.report.model_folder import read_model_folder
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]

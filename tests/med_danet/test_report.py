@@ -8,8 +8,8 @@ from report.folders import Model, three_cases, write_json
 
 from nnunet_ext.med_danet.accounting import validation_report
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
-from nnunet_ext.report.figures.strip import CANDIDATES, SKIPPED, strip_figure
-from nnunet_ext.report.med_danet import FILE, STRIPS, section
+from nnunet_ext.med_danet.report import FILE, STRIPS, section
+from nnunet_ext.med_danet.strip import CANDIDATES, SKIPPED, strip_figure
 from nnunet_ext.report.model_folder import read_model_folder
 
 VOTES = [[4, 0, 0, 0, 0], [1, 3, 0, 0, 0], [0, 0, 0, 0, 4]]

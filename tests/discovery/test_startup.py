@@ -1,0 +1,118 @@
+"""The start-up hook costs nothing and is not lost, whatever else looks at the modules that it waits for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# The hook waits for a module of this test instead of nnU-Net's, which take seconds to import.
+WAITING = """
+import importlib, importlib.util, json, sys
+from nnunet_ext.discovery import registry, startup
+registry.CLASSES["awaited"] = {"E2ENetTrainer": "collections"}  # any module that has no such class
+startup.MODULES = ("awaited",)
+startup.install()
+
+def hooked(module):
+    return "__getattr__" in vars(module)
+"""
+
+
+def run(code, folder, *flags):
+    """Runs code in a fresh process that finds modules in `folder`, too; returns the JSON that it prints."""
+    command = [sys.executable, *flags, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def awaited(tmp_path):
+    (tmp_path / "awaited.py").write_text("value = 1\n")
+    return tmp_path
+
+
+def test_the_start_up_file_brings_only_modules_of_this_package(tmp_path):
+    (tmp_path / "nnunet_ext.pth").write_bytes((ROOT / "nnunet_ext.pth").read_bytes())
+    code = f"""
+import site
+before = set(sys.modules)
+site.addsitedir({str(tmp_path)!r})
+new = sorted(set(sys.modules) - before)
+import json
+print(json.dumps(new))
+"""
+    expected = ["nnunet_ext", "nnunet_ext.discovery", "nnunet_ext.discovery.startup"]
+    assert run(code, ROOT, "-I", "-S") == expected
+
+
+def test_a_look_up_without_an_import_does_not_lose_the_hook(awaited):
+    code = """
+importlib.util.find_spec("awaited")
+importlib.util.find_spec("awaited")
+import awaited
+print(json.dumps(hooked(awaited)))
+"""
+    assert run(WAITING + code, awaited) is True
+
+
+def test_an_import_that_failed_at_first_is_hooked_when_it_succeeds(awaited):
+    (awaited / "awaited.py").write_text("import sys\nif not hasattr(sys, 'again'): raise KeyboardInterrupt\n")
+    code = """
+try:
+    import awaited
+except KeyboardInterrupt:
+    sys.again = True
+import awaited
+print(json.dumps(hooked(awaited)))
+"""
+    assert run(WAITING + code, awaited) is True
+
+
+def test_a_reloaded_module_stays_hooked_once(awaited):
+    code = """
+import awaited
+first = vars(awaited)["__getattr__"]
+importlib.reload(awaited)
+print(json.dumps([awaited.value, vars(awaited)["__getattr__"] is first]))
+"""
+    assert run(WAITING + code, awaited) == [1, True]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_finder_of_another_package_that_asks_all_others_too_ends_no_import(awaited, place):
+    """Each asks the other; neither may ask for ever, and both see the module."""
+    code = f"""
+seen = []
+class Other:
+    busy = False
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "awaited" or cls.busy:
+            return None
+        cls.busy = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            cls.busy = False
+        seen.append(spec.name)
+        return spec
+sys.meta_path.insert({place}, Other)
+import awaited
+print(json.dumps([hooked(awaited), bool(seen)]))
+"""
+    assert run(WAITING + code, awaited) == [True, True]
+
+
+def test_a_missing_module_is_missing_as_ever(tmp_path):
+    code = """
+try:
+    import awaited
+except ModuleNotFoundError as error:
+    print(json.dumps([error.name, importlib.util.find_spec("awaited")]))
+"""
+    assert run(WAITING + code, tmp_path) == ["awaited", None]
