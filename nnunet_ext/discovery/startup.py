@@ -54,7 +54,7 @@ class _Finder:
 
 def _spec_of_others(name: str, path: "Any", target: "Any") -> "ModuleSpec | None":
     for finder in sys.meta_path:
-        if finder is not _Finder and hasattr(finder, "find_spec"):
+        if hasattr(finder, "find_spec"):  # ours answers None by now
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 return spec
