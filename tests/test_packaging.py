@@ -1,6 +1,5 @@
 """What a user installs: the built files, the start-up files, and which part may import which."""
 
-import ast
 import os
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 import nnunet_ext
-from nnunet_ext.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 STARTUP = {"nnunet_ext.pth", "nnunet_ext.start"}
@@ -35,8 +33,6 @@ def sources():
 
 
 SOURCES = sources()
-OURS = [path for path in SOURCES if path.parts[0] == "nnunet_ext"]
-FOLDER_OF_METHOD = {method.name: method.network_path.split(".")[1] for method in METHODS.values()}
 
 
 # what is built
@@ -177,94 +173,3 @@ import nnunet_ext
 print([name for name in sys.modules if name.split(".")[0] in ("torch", "nnunetv2", "numpy")])
 """
     assert python(code, "-S") == "[]"
-
-
-# who may import whom
-
-
-def imports(path):
-    """`(module, whether at the top of the file)` of every import statement; `from a import b` gives a and a.b."""
-    tree = ast.parse((ROOT / path).read_text())
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            package = ".".join(path.with_suffix("").parts[: -node.level]) if node.level else ""
-            module = ".".join(filter(None, [package, node.module]))
-            names = [module] + [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            yield name, id(node) not in inside
-
-
-def below(name, *packages):
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def offenders(paths, forbidden):
-    return [f"{path} imports {name}" for path in paths for name, top in imports(path) if forbidden(path, name, top)]
-
-
-@pytest.mark.parametrize(
-    ("statement", "expected"),
-    [
-        ("import a.b", [("a.b", True)]),
-        ("from a import b", [("a", True), ("a.b", True)]),
-        ("from . import c", [("nnunet_ext.x", True), ("nnunet_ext.x.c", True)]),
-        ("from ..y import c", [("nnunet_ext.y", True), ("nnunet_ext.y.c", True)]),
-        ("def f():\n    import a", [("a", False)]),
-        ("if True:\n    import a", [("a", True)]),
-    ],
-)
-def test_import_statements_are_read_in_all_their_forms(statement, expected, tmp_path, monkeypatch):
-    (tmp_path / "nnunet_ext" / "x").mkdir(parents=True)
-    (tmp_path / "nnunet_ext" / "x" / "file.py").write_text(statement)
-    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    assert list(imports(Path("nnunet_ext/x/file.py"))) == expected
-
-
-def test_nothing_in_nnunet_ext_imports_trainers_or_plans():
-    """The registry names them as strings."""
-    assert offenders(OURS, lambda path, name, top: below(name, "nnunet_ext.trainers", "nnunet_ext.plans")) == []
-
-
-def test_no_file_knows_the_repositorys_own_folder_names():
-    """`trainers` and `plans` are installed inside nnunet_ext; under two names a class would exist twice."""
-    assert offenders(SOURCES, lambda path, name, top: below(name, "trainers", "plans", "tests", "benchmarks")) == []
-
-
-@pytest.mark.parametrize("folder", FOLDER_OF_METHOD.values())
-def test_a_method_imports_no_other_method_and_no_nnunet(folder):
-    others = [f"nnunet_ext.{other}" for other in FOLDER_OF_METHOD.values() if other != folder]
-    paths = [path for path in OURS if path.parts[1] == folder]
-    assert paths
-    assert offenders(paths, lambda path, name, top: below(name, "nnunetv2", *others)) == []
-
-
-def test_modules_that_every_part_shares_import_methods_and_nnunet_only_inside_functions():
-    heavy = ["nnunetv2", *(f"nnunet_ext.{folder}" for folder in FOLDER_OF_METHOD.values())]
-    paths = [
-        path
-        for path in OURS
-        if len(path.parts) == 2
-        or path.parts[1] in ("discovery", "cli", "planning", "costs", "weights", "prediction", "demo")
-    ]
-    assert offenders(paths, lambda path, name, top: top and below(name, *heavy)) == []
-
-
-def test_only_trainers_and_plans_import_nnunet_at_their_top():
-    assert offenders(OURS, lambda path, name, top: top and below(name, "nnunetv2")) == []
-
-
-def test_trainers_and_plans_do_not_import_each_other():
-    def forbidden(path, name, top):
-        return below(name, {"trainers": "nnunet_ext.plans", "plans": "nnunet_ext.trainers"}[path.parts[0]])
-
-    assert offenders([path for path in SOURCES if path.parts[0] in ("trainers", "plans")], forbidden) == []

@@ -105,9 +105,9 @@ def _run(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace, result: dict, other: dict, output: Path) -> None:
     from nnunet_ext.challenges.compare import compare, comparison_json, comparison_table
+    from nnunet_ext.challenges.comparison_figure import draw_comparison
     from nnunet_ext.challenges.score import to_json
     from nnunet_ext.files import write_json
-    from nnunet_ext.report.figures.comparison import draw_comparison
 
     first, second = str(args.predictions), str(args.compare)
     rows = compare(result, other, seed=args.seed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-from nnunet_ext.discovery.startup import PLANNER_MODULE, TRAINER_MODULE
+from nnunet_ext.discovery.searched import PLANNER_MODULE, TRAINER_MODULE
 from nnunet_ext.methods import METHODS
 
 

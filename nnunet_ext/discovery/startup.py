@@ -7,15 +7,14 @@ own modules are imported.
 import sys
 from _thread import _local
 
+from nnunet_ext.discovery.searched import PLANNER_MODULE, TRAINER_MODULE
+
 TYPE_CHECKING = False  # as in `typing`, which is not imported for that
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-# The first module that nnU-Net asks for a class by its name: of trainers, of planners.
-TRAINER_MODULE = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
-PLANNER_MODULE = "nnunetv2.experiment_planning.plan_and_preprocess_api"
 MODULES = (TRAINER_MODULE, PLANNER_MODULE)
 
 

@@ -46,7 +46,7 @@ new = sorted(set(sys.modules) - before)
 import json
 print(json.dumps(new))
 """
-    expected = ["nnunet_ext", "nnunet_ext.discovery", "nnunet_ext.discovery.startup"]
+    expected = ["nnunet_ext", *(f"nnunet_ext.discovery{name}" for name in ("", ".searched", ".startup"))]
     assert run(code, ROOT, "-I", "-S") == expected
 
 
