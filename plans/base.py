@@ -1,5 +1,6 @@
 """What all our planners share: nnU-Net's planning with a method's own network and its memory."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -7,10 +8,14 @@ from typing import Any, ClassVar
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ext.discovery.compatibility import check_nnunet_version
+from nnunet_ext.errors import show_configuration_errors_as_text
 from nnunet_ext.methods import default_plans_name
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, dotted_path
+
+show_configuration_errors_as_text()
 
 
 class ExtPlanner(ExperimentPlanner):
@@ -53,13 +58,38 @@ class ExtPlanner(ExperimentPlanner):
         return cls.arch_kwargs(strides)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Shares nnU-Net's preprocessed data where ours is the same: 2d and 3d_fullres at the default spacing.
+        """Shares nnU-Net's preprocessed data where ours is the same: 2d and 3d_fullres, preprocessed as by default.
 
         (3d_lowres depends on the patch size, which depends on the network.)
         """
-        if configuration_name in ("2d", "3d_fullres") and self.overwrite_target_spacing is None:
+        as_default = (
+            self.preprocessor_name == "DefaultPreprocessor"
+            and self.overwrite_target_spacing is None
+            and not self.suppress_transpose
+        )
+        if configuration_name in ("2d", "3d_fullres") and as_default:
             return f"nnUNetPlans_{configuration_name}"
         return super().generate_data_identifier(configuration_name)
+
+    def plan_experiment(self) -> dict:
+        """nnU-Net's; then says which preprocessed data are nnU-Net's own, and what is left to preprocess."""
+        plans = super().plan_experiment()
+        for name, configuration in plans["configurations"].items():
+            if "data_identifier" in configuration:
+                print(self._data_text(name, configuration["data_identifier"]))
+        return plans
+
+    def _data_text(self, name: str, identifier: str) -> str:
+        folder = os.path.join(str(nnUNet_preprocessed), self.dataset_name, identifier)
+        cases = sum(file.endswith(".pkl") for file in os.listdir(folder)) if os.path.isdir(folder) else 0
+        whose = ", which nnU-Net's own plans use too" if identifier.startswith("nnUNetPlans_") else ""
+        if cases >= len(self.dataset):
+            return (
+                f"{name}: preprocessed data are there ({identifier}{whose}). Nothing is left to do; "
+                f"nnUNetv2_preprocess would delete them and make them again."
+            )
+        command = f"nnUNetv2_preprocess -d {int(self.dataset_name[7:10])} -plans_name {self.plans_identifier} -c {name}"
+        return f"{name}: preprocessed data are not there yet ({identifier}{whose}). They are made by: {command}"
 
     @classmethod
     def static_estimate_VRAM_usage(
