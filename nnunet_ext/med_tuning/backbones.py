@@ -23,6 +23,14 @@ from nnunet_ext.errors import ConfigurationError
 SWIN_DEPTHS = (2, 2, 2, 2)  # the published code's, not Swin-T's 2-2-6-2
 STAGES = 4  # groups of blocks into which a ViT is divided
 _NO_DROPOUT = {"drop_rate": 0.0, "proj_drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0}
+# What classification and pretraining need and a backbone without class token does without; buffers of older files.
+_DISPENSABLE = re.compile(
+    r"(cls_token|dist_token|reg_token|register_tokens|mask_token)$"
+    r"|(head|head_dist|fc_norm|pre_logits|attn_pool|visual_projection)\."
+    r"|.*\.(relative_position_index|attn_mask)$"
+)
+_CONTAINERS = ("model", "state_dict", "teacher", "model_state_dict")
+_ENCODERS = ("base_encoder", "teacher")  # of files that hold two: MoCo v3, DINO
 _KINDS = {"vit": ("vision_transformer", "deit"), "swin": ("swin_transformer",)}
 
 
@@ -187,59 +195,94 @@ class FittedState(NamedTuple):
         state: by the network's names.
         missing: the backbone's names for which the file has nothing that fits.
         unused: the file's names that have no place (class token, head, blocks beyond the depth, wrong shapes).
+        foreign: those of them with which the file's own network computes its features (layer scale, norms of queries
+            and keys and the like): without them the features are others.
+        prefix: what stood before the file's names.
     """
 
     state: dict[str, Tensor]
     missing: list[str]
     unused: list[str]
+    foreign: list[str]
+    prefix: str
 
 
 def backbone_state_from_timm(backbone: Any, layout: Layout, state: Mapping[str, Any]) -> FittedState:
     """Fits weights of the original model to `backbone`: its channels, slice size, windows and depths.
 
-    The kernels of the input are summed for one channel, else repeated and rescaled (`adapt_input_conv`); position
-    embeddings are resized bicubically with antialiasing from their square grid, relative-position tables as timm does;
-    the row of a class token is dropped.
+    The kernels of the input are summed for one channel, else repeated and rescaled (`adapt_input_conv`), those of one
+    channel are shared by all; position embeddings are resized bicubically with antialiasing from their square grid,
+    relative-position tables as timm does; the row of a class token is dropped.
 
     Args:
         state: a state dict in the layout of timm, of Swin's or MoCo v3's authors, or any other that timm converts;
-            also inside of "model" or "state_dict". See `vit_state_from_npz` for .npz files.
+            also inside of "model", "state_dict", "teacher" or "model_state_dict", and behind prefixes such as
+            "module." or "backbone.". See `vit_state_from_npz` for .npz files.
+
+    Raises:
+        ConfigurationError: several encoders in one file, or positions that are no square grid.
     """
-    state = _unwrapped(state)
+    state, prefix = _unwrapped(state)
     fitted = _fit_swin(backbone, layout, state) if layout.kind == "swin" else _fit_vit(backbone, layout, state)
     own = backbone.state_dict()
     kernels = fitted.get("patch_embed.proj.weight")
     channels = own["patch_embed.proj.weight"].shape[1]
     if kernels is not None and kernels.shape[1] == 3 != channels:
         fitted["patch_embed.proj.weight"] = adapt_input_conv(channels, kernels)
+    elif kernels is not None and kernels.shape[1] == 1 != channels:
+        fitted["patch_embed.proj.weight"] = kernels.repeat(1, channels, 1, 1) / channels
     taken = {name: value for name, value in fitted.items() if name in own and value.shape == own[name].shape}
     missing = [name for name in own if name not in taken]
-    return FittedState(taken, missing, sorted(fitted.keys() - taken.keys()))
+    unused = sorted(fitted.keys() - taken.keys())
+    foreign = [name for name in unused if not _DISPENSABLE.match(name) and _has_place(layout, name)]
+    return FittedState(taken, missing, unused, foreign, prefix)
 
 
-def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        state = state.get(key, state)
-    prefix = "module.base_encoder."  # MoCo v3
-    if any(name.startswith(prefix) for name in state):
-        state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+def _unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file by their names without a common prefix, and the prefix."""
+    state = content
+    while (inner := next((state[key] for key in _CONTAINERS if isinstance(state.get(key), Mapping)), None)) is not None:
+        state = inner
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    first = "patch_embed.proj.weight"
+    found = [name.removesuffix(first) for name in tensors if name.endswith(first)]
+    if len(found) > 1:
+        found = [prefix for prefix in found if any(part in _ENCODERS for part in prefix.split("."))] or found
+    if len(found) > 1:
+        raise ConfigurationError(f"it holds several encoders, {', '.join(sorted(found))}: keep one of them in it")
+    wrappers = ("_orig_mod.module.", "module.", "_orig_mod.")  # where the first layer has another name
+    prefix = found[0] if found else next((p for p in wrappers if all(name.startswith(p) for name in tensors)), "")
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}, prefix
+
+
+def _has_place(layout: Layout, name: str) -> bool:
+    """Whether a block of this name is within the depths; True for what is in no block."""
+    if layout.kind == "vit":
+        place = re.match(r"blocks\.(\d+)\.", name)
+        return place is None or int(place[1]) < sum(layout.depths)
+    place = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
+    return place is None or (int(place[1]) < len(layout.depths) and int(place[2]) < layout.depths[int(place[1])])
 
 
 class _AnyLength(int):
+    """A length to which timm's filter finds every other one equal."""
+
     def __ne__(self, other: object) -> bool:
         return False
 
 
 def _fit_vit(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[str, Tensor]:
     # timm would resize for a class token that our model has not, and not at all where the numbers of tokens agree but
-    # the grids do not. So its filter is shown a model whose positions have any length, and they are resized here.
+    # the grids do not. So its filter is shown a model whose positions have any length, and they are resized here. Its
+    # patches have any size: kernels of another one are not resampled, as they see other images.
     positions = SimpleNamespace(shape=(1, _AnyLength()))
-    shown: Any = SimpleNamespace(patch_embed=backbone.patch_embed, head=backbone.head, pos_embed=positions)
+    own = backbone.patch_embed.proj.weight.shape
+    kernels = SimpleNamespace(shape=(*own[:2], *map(_AnyLength, own[2:])))
+    patches = SimpleNamespace(proj=SimpleNamespace(weight=kernels), grid_size=backbone.patch_embed.grid_size)
+    shown: Any = SimpleNamespace(patch_embed=patches, head=backbone.head, pos_embed=positions)
     fitted = vision_transformer.checkpoint_filter_fn(state, shown, adapt_layer_scale=True)
     if "pos_embed" in fitted:
-        tokens = fitted["pos_embed"].shape[1]
-        prefix = tokens - math.isqrt(tokens) ** 2
+        prefix = _tokens_before_the_grid(fitted)
         grid = list(layout.grids[0])
         fitted["pos_embed"] = resample_abs_pos_embed(fitted["pos_embed"][:, prefix:], grid, num_prefix_tokens=0)
     for part in ("weight", "bias"):  # models that pool before their last norm
@@ -248,12 +291,21 @@ def _fit_vit(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[st
     return fitted
 
 
-def _fit_swin(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    def has_place(name: str) -> bool:
-        place = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
-        return place is None or (int(place[1]) < len(layout.depths) and int(place[2]) < layout.depths[int(place[1])])
+def _tokens_before_the_grid(state: Mapping[str, Tensor]) -> int:
+    """How many positions belong to tokens of the file itself: class and distillation token, registers, or none."""
+    length = state["pos_embed"].shape[1]
+    one = sum(name in state for name in ("cls_token", "dist_token"))
+    registers = sum(state[name].shape[1] for name in ("reg_token", "register_tokens") if name in state)
+    for prefix in (one, one + registers, 0):
+        if math.isqrt(max(0, length - prefix)) ** 2 == length - prefix:
+            return prefix
+    raise ConfigurationError(
+        f"its position embeddings of {length} tokens are no square grid, with or without its class token and registers"
+    )
 
-    kept = {name: value for name, value in state.items() if has_place(name) and not name.startswith("head.")}
+
+def _fit_swin(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = {name: value for name, value in state.items() if _has_place(layout, name) and not name.startswith("head.")}
     if not any(name.startswith("layers.0.downsample.") for name in kept):
         kept["head.fc.weight"] = torch.empty(0)  # by this name timm's filter knows its own layout
     fitted = swin_transformer.checkpoint_filter_fn(kept, backbone)

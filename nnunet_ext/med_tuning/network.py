@@ -179,7 +179,7 @@ class MedTuningNet(nn.Module):
                     if name.startswith(prefix):
                         rest = name[len(prefix) :]
                         named[f"decoder.stages.{stages - 2 - stage}.blocks.{rest}"] = value
-        return FittedState(named, [f"backbone.{name}" for name in fitted.missing], fitted.unused)
+        return fitted._replace(state=named, missing=[f"backbone.{name}" for name in fitted.missing])
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """Elements that a training step keeps for one sample, in a network built for `patch_size` (voxels).

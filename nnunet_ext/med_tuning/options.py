@@ -8,7 +8,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.planning.options import TrainingOptions, option
 
 OPTIMIZERS = ("adamw", "adam")
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".npz")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Pretrained weights of the backbone: found, read without running code, checked, and copied into a network once.
 
 Files come from timm's hub (through the Hugging Face cache) or from the user: `.safetensors`, `.pth`, `.pt`, `.bin`,
-`.tar` (torch, weights only; MoCo v3's too) and `.npz` (Google's ViT). `backbones` fits them to the network's channels,
-patch and depths.
+`.ckpt`, `.tar` (torch, weights only; MoCo v3's too) and `.npz` (Google's ViT). `backbones` fits them to the network's
+channels, grid and depths.
 """
 
 import hashlib
@@ -31,12 +31,16 @@ _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """What a training started from: timm's name, where the file came from, its SHA256, tensors that were taken."""
+    """What a training started from: timm's name, where the file came from, its SHA256, tensors that were taken, and
+
+    what stood before their names in the file.
+    """
 
     backbone: str
     source: str
     sha256: str
     tensors: int
+    prefix: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -184,7 +188,10 @@ def fitting_weights(network: Any, options: MedTuningOptions) -> tuple[dict[str, 
     content = read_weights(path, name)
     own = network.backbone.state_dict()
     try:
-        state, missing, _ = network.backbone_state_from_timm(content)
+        fitted = network.backbone_state_from_timm(content)
+        missing = fitted.missing
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The weights file {path} does not fit {name}: {error}.") from error
     except (AttributeError, KeyError, IndexError, ValueError, RuntimeError, TypeError, AssertionError):
         # timm's converters stumble over tensors of another architecture
         missing = [key for key, value in own.items() if getattr(content.get(key), "shape", None) != value.shape]
@@ -195,9 +202,15 @@ def fitting_weights(network: Any, options: MedTuningOptions) -> tuple[dict[str, 
             f"({100 * matched / len(own):.0f} %), for example not {missing[0].removeprefix('backbone.')}. Choose the "
             f"backbone that the file is of, or another file."
         )
-    if not all(bool(value.isfinite().all()) for value in state.values()):
+    if fitted.foreign:
+        raise ConfigurationError(
+            f"The weights file {path} does not fit {name}: its network computes with {len(fitted.foreign)} tensors "
+            f"that this one does not have, for example {', '.join(fitted.foreign[:3])}, so that the features would be "
+            f"others. Choose the backbone that the file is of, or another file."
+        )
+    if not all(bool(value.isfinite().all()) for value in fitted.state.values()):
         raise ConfigurationError(f"The weights file {path} holds values that are not finite. Get it again.")
-    return state, WeightsRecord(name, source, digest, matched)
+    return fitted.state, WeightsRecord(name, source, digest, matched, fitted.prefix)
 
 
 def load_into(network: Any, options: MedTuningOptions) -> WeightsRecord:

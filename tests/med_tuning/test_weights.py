@@ -201,6 +201,111 @@ def test_a_file_without_one_block_is_refused(tmp_path):
         fitting_weights(network_of(VIT), options(file))
 
 
+# weights that would give other features than their own network's
+
+
+@pytest.mark.parametrize(
+    ("further", "named"),
+    [
+        ({"init_values": 1e-5}, "blocks.0.ls1.gamma"),  # layer scale, as DINOv2's and DeiT III's
+        ({"qk_norm": True}, "blocks.0.attn.k_norm.bias"),
+        ({"scale_attn_norm": True}, "blocks.0.attn.norm.bias"),
+    ],
+)
+def test_parts_that_the_backbone_lacks_are_named(tmp_path, further, named):
+    file = tmp_path / "weights.pth"
+    torch.save(original(VIT, **further), file)
+    with pytest.raises(ConfigurationError, match=f"computes with .* does not have, for example .*{named}"):
+        fitting_weights(network_of(VIT), options(file))
+    fitting_weights(network_of(VIT, settings={**SMALL[VIT], **further}), options(file))
+
+
+def test_what_classification_and_pretraining_need_is_no_such_part(tmp_path):
+    state = original(VIT, reg_tokens=4, class_token=True)
+    state |= {"mask_token": torch.zeros(1, 24), "head_dist.weight": torch.zeros(5, 24)}
+    state |= {"fc_norm.weight": torch.ones(24), "blocks.0.attn.relative_position_index": torch.zeros(4)}
+    state |= {key.replace("blocks.3", "blocks.4"): value for key, value in state.items() if key.startswith("blocks.3")}
+    torch.save(state, tmp_path / "weights.pth")
+    assert fitting_weights(network_of(VIT), options(tmp_path / "weights.pth"))[1].tensors == 53
+
+
+@pytest.mark.parametrize("patch", [14, 8])
+def test_kernels_of_another_patch_size_are_refused(tmp_path, patch):
+    torch.save(original(VIT, patch_size=patch), tmp_path / "weights.pth")
+    with pytest.raises(ConfigurationError, match="52 of 53 tensors match .*not patch_embed.proj.weight"):
+        fitting_weights(network_of(VIT), options(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_positions_that_are_no_square_are_refused(tmp_path, class_token):
+    """Of 12 x 20 tokens; 225 of them with a prefix of 15 or 16 would be a square, too."""
+    torch.save(original(VIT, img_size=(192, 320), class_token=class_token, global_pool="avg"), tmp_path / "w.pth")
+    with pytest.raises(ConfigurationError, match=f"w.pth does not fit .*embeddings of {240 + class_token} tokens"):
+        fitting_weights(network_of(VIT), options(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": True},
+        {"reg_tokens": 4},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"reg_tokens": 5, "class_token": False, "global_pool": "avg"},
+    ],
+)
+def test_positions_of_the_grid_are_found_behind_those_of_other_tokens(tmp_path, tokens):
+    torch.manual_seed(3)
+    source = timm.create_model(VIT, pretrained=False, num_classes=5, img_size=96, **SMALL[VIT], **tokens)
+    own = source.pos_embed.shape[1] - 36
+    with torch.no_grad():
+        source.pos_embed[:, own:] = torch.arange(36.0)[:, None]
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    network = MedTuningNet(1, 2, patch_size=[4, 96, 96], backbone=VIT, alpha=4, backbone_settings=SMALL[VIT])
+    load_into(network, options(tmp_path / "weights.pth"))
+    torch.testing.assert_close(network.backbone.pos_embed[0, :, 0], torch.arange(36.0))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "encoder.", "_orig_mod.module.", "net.vit."])
+@pytest.mark.parametrize("name", [VIT, SWIN])
+def test_what_stands_before_all_names_is_left_out_and_recorded(tmp_path, prefix, name):
+    state = original(name)
+    stored = {f"{prefix}{key}": value for key, value in state.items()} | {"projector.weight": torch.zeros(2)}
+    torch.save({"state_dict": stored, "epoch": 1}, tmp_path / "last.ckpt")
+    network = network_of(name)
+    record = load_into(network, options(tmp_path / "last.ckpt"))
+    assert record.prefix == prefix and record.as_json()["prefix"] == prefix
+    key = "blocks.3.mlp.fc1.weight" if name == VIT else "layers.2.blocks.1.mlp.fc1.weight"
+    assert torch.equal(network.backbone.state_dict()[key], state[key])
+
+
+def test_the_teacher_of_dino_is_taken(tmp_path):
+    state = original(VIT)
+    student = {f"backbone.{key}": torch.zeros_like(value) for key, value in state.items()}
+    teacher = {f"backbone.{key}": value for key, value in state.items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 1}, tmp_path / "weights.pth")
+    network = network_of(VIT)
+    load_into(network, options(tmp_path / "weights.pth"))
+    assert torch.equal(network.backbone.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
+
+
+def test_several_encoders_in_one_file_are_refused_by_name(tmp_path):
+    state = original(VIT)
+    torch.save({f"{side}.{key}": value for side in ("ct", "mr") for key, value in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(ConfigurationError, match="several encoders, ct., mr.: keep one"):
+        fitting_weights(network_of(VIT), options(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", [VIT, SWIN])
+def test_weights_of_one_channel_see_the_mean_of_several(tmp_path, name):
+    state = original(name, in_chans=1)
+    torch.save(state, tmp_path / "weights.pth")
+    network = network_of(name, channels=4)
+    load_into(network, options(tmp_path / "weights.pth"))
+    kernels = network.backbone.patch_embed.proj.weight
+    torch.testing.assert_close(kernels, state["patch_embed.proj.weight"].expand(-1, 4, -1, -1) / 4)
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     state = original(VIT)
     state["blocks.0.mlp.fc1.weight"][0, 0] = torch.nan
