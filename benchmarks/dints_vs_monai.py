@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from monai.networks.nets.dints import DiNTS, TopologySearch
 
-from nnunet_ext.dints.costs import edge_memory
 from nnunet_ext.dints.discretize import decode
+from nnunet_ext.dints.memory_budget import edge_memory
 from nnunet_ext.dints.monai_names import monai_names
 from nnunet_ext.dints.network import DiNTSSearchNet
 from nnunet_ext.dints.relaxation import regularisers, relax

@@ -25,7 +25,6 @@ class Method:
         network_path: class of the network; its dotted path is what plans files name.
         options_path: dataclass of the training options.
         arch_kwargs_path: function strides -> default arch_kwargs.
-        costs_path: function (channels, classes, patch_size, arch_kwargs) -> parameters and costs.
         presets_path: dict preset -> settings for `nnunet_ext plan`.
         docs: its page in the repository.
         report_paths: `method` of a trainer -> function ModelFolder -> `report.parts.Section`, or None where it has
@@ -34,6 +33,7 @@ class Method:
         demo_path: function (device, real_images, steps) -> settings on top of the demo's short schedule; without it the
             demo does not offer the method.
         code_settings_path: function (file of a searched architecture) -> settings for `nnunet_ext plan`.
+        parts_path: function network -> its parameters by part.
         further_costs_path: function (channels, classes, configuration) -> name -> costs of the method's other networks.
         plan_check_path: function (network on the meta device, options) that raises where training would fail.
     """
@@ -46,13 +46,13 @@ class Method:
     network_path: str
     options_path: str
     arch_kwargs_path: str
-    costs_path: str
     presets_path: str
     docs: str
     report_paths: Mapping[str, str] = field(default_factory=dict)
     curves_path: str | None = None
     demo_path: str | None = None
     code_settings_path: str | None = None
+    parts_path: str | None = None
     further_costs_path: str | None = None
     plan_check_path: str | None = None
 
@@ -96,10 +96,6 @@ class Method:
         """The function strides -> default arch_kwargs."""
         return _locate(self.arch_kwargs_path)
 
-    def cost_report(self) -> Callable[..., dict[str, Any]]:
-        """The function (channels, classes, patch_size, arch_kwargs) -> parameters and costs."""
-        return _locate(self.costs_path)
-
     def preset_settings(self) -> dict[str, dict[str, Any]]:
         """Preset name -> settings for `nnunet_ext plan`."""
         return _locate(self.presets_path)
@@ -132,6 +128,10 @@ class Method:
             raise ConfigurationError(f"{self.title} has no architecture code; --code is for methods that search one.")
         return _locate(self.code_settings_path)
 
+    def parts(self) -> Callable[..., dict[str, dict[str, int]]] | None:
+        """The function network -> its parameters, all and trainable, by part."""
+        return _locate(self.parts_path) if self.parts_path else None
+
     def further_cost_reports(self) -> Callable[..., dict[str, dict[str, Any]]]:
         """The function (channels, classes, configuration) -> name -> cost report of the method's other networks."""
         return _locate(self.further_costs_path) if self.further_costs_path else lambda *_: {}
@@ -161,7 +161,6 @@ METHODS = {
             network_path="nnunet_ext.dints.network.DiNTSNet",
             options_path="nnunet_ext.dints.options.DiNTSOptions",
             arch_kwargs_path="nnunet_ext.dints.network.arch_kwargs_from_strides",
-            costs_path="nnunet_ext.dints.costs.cost_report",
             presets_path="nnunet_ext.dints.presets.PRESETS",
             docs="docs/dints.md",
             report_paths={
@@ -181,7 +180,6 @@ METHODS = {
             network_path="nnunet_ext.e2enet.network.E2ENet",
             options_path="nnunet_ext.e2enet.options.E2ENetOptions",
             arch_kwargs_path="nnunet_ext.e2enet.network.arch_kwargs_from_strides",
-            costs_path="nnunet_ext.e2enet.costs.cost_report",
             presets_path="nnunet_ext.e2enet.presets.PRESETS",
             docs="docs/e2enet.md",
             report_paths={"e2enet": "nnunet_ext.e2enet.report.section"},
@@ -197,7 +195,6 @@ METHODS = {
             network_path="nnunet_ext.med_danet.network.MedDANet",
             options_path="nnunet_ext.med_danet.options.MedDANetOptions",
             arch_kwargs_path="nnunet_ext.med_danet.network.arch_kwargs_from_strides",
-            costs_path="nnunet_ext.med_danet.costs.cost_report",
             presets_path="nnunet_ext.med_danet.presets.PRESETS",
             docs="docs/med_danet.md",
             report_paths={"med_danet": "nnunet_ext.med_danet.report.section"},
@@ -212,10 +209,10 @@ METHODS = {
             network_path="nnunet_ext.med_tuning.network.MedTuningNet",
             options_path="nnunet_ext.med_tuning.options.MedTuningOptions",
             arch_kwargs_path="nnunet_ext.med_tuning.network.arch_kwargs_from_strides",
-            costs_path="nnunet_ext.med_tuning.costs.cost_report",
             presets_path="nnunet_ext.med_tuning.presets.PRESETS",
             docs="docs/med_tuning.md",
             report_paths={"med_tuning": "nnunet_ext.med_tuning.report.section"},
+            parts_path="nnunet_ext.med_tuning.costs.part_counts",
             plan_check_path="nnunet_ext.med_tuning.weights.check_plan",
         ),
     )

@@ -8,8 +8,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
-from nnunet_ext.dints.costs import code_of
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
 from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
 from nnunet_ext.dints.options import DiNTSOptions, stepped_rate
 from nnunet_ext.errors import ConfigurationError

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunet_ext.dints.architecture_code import CodeFile
-from nnunet_ext.dints.costs import edge_memory, memory_ratio
 from nnunet_ext.dints.discretize import Decoded, decode
-from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
+from nnunet_ext.dints.memory_budget import edge_memory, memory_ratio
+from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, search_arch_kwargs
 from nnunet_ext.dints.options import DiNTSOptions, search_patch, stepped_rate
 from nnunet_ext.dints.relaxation import Regularisers, regularisers, relax
 from nnunet_ext.errors import ConfigurationError
@@ -77,14 +77,8 @@ class DiNTSSearchTrainer(ExtTrainer):
         options = DiNTSOptions.from_plans(configuration_manager.configuration.get(PLANS_KEY))
         planned = named_arch_kwargs(configuration_manager, DiNTSNet) or {}
         refuse_unknown(planned, architecture_options(DiNTSNet), f"arch_kwargs of {DiNTSNet.__name__}")
-        return {
-            "strides": [list(map(int, stride)) for stride in configuration_manager.pool_op_kernel_sizes],
-            "num_layers": options.search_layers,
-            "num_depths": options.search_depths,
-            "base_features": options.search_base_features,
-            "use_downsample": planned.get("use_downsample", True),
-            "checkpoint_cells": options.search_checkpoint_cells,
-        }
+        strides = configuration_manager.pool_op_kernel_sizes
+        return search_arch_kwargs(options, strides, planned.get("use_downsample", True))
 
     @classmethod
     def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> DiNTSOptions:

@@ -32,7 +32,7 @@ from nnunet_ext.med_danet.choice import (
     truth_and_valid,
     without_unknown,
 )
-from nnunet_ext.med_danet.costs import candidate_cost
+from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
 from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
 from nnunet_ext.planning.patches import padded_size, total_strides
@@ -95,9 +95,8 @@ class MedDANetTrainer(ExtTrainer):
         """Prepares costs and phases, and says them."""
         network = self.net
         network.set_regions(self.label_manager.has_regions)
-        size = self.configuration_manager.patch_size[-2:]
-        channels, classes = network.input_channels, network.num_classes
-        macs = [candidate_cost(candidate, channels, classes, size).macs for candidate in network.bank]
+        self.slice_costs = slice_costs(network, self.configuration_manager.patch_size[-2:])
+        macs = self.slice_costs.candidates
         self.costs = scaled_costs(macs)
         self.leaving = self.options.leaving(macs)
         self.class_weights = self.options.weights(len(macs))
@@ -297,7 +296,7 @@ class MedDANetTrainer(ExtTrainer):
         network, size = self.net, self.configuration_manager.patch_size[-2:]
         channels, classes = network.input_channels, network.num_classes
         unet = unet_macs(self.configuration_manager.pool_op_kernel_sizes, channels, classes, size)
-        report = validation_report(cases, channels, classes, size, network.bank, unet)
+        report = validation_report(cases, self.slice_costs, unet)
         write_json(os.path.join(self.output_folder, "validation", "med_danet_spent.json"), report)
         shares = ", ".join(f"{n} {r:.1%}" for n, r in zip(report["choices"], report["ratios"], strict=True))
         self.print_to_log_file(

@@ -1,4 +1,4 @@
-"""`nnunet_ext info`: what a plans file's or a trained model's networks hold and cost, without torch where possible."""
+"""`nnunet_ext info`: what a plans file's or a trained model's networks hold and cost."""
 
 import argparse
 import json
@@ -112,7 +112,9 @@ def describe(
     method = method_of(architecture["network_class_name"])
     size = {"patch_size": configuration["patch_size"], "batch_size": configuration["batch_size"]}
     if method is not None:
-        report = method.cost_report()(channels, heads, configuration["patch_size"], architecture["arch_kwargs"])
+        from nnunet_ext.costs.planned import planned_report
+
+        report = planned_report(method, channels, heads, configuration["patch_size"], architecture["arch_kwargs"])
         further = method.further_cost_reports()(channels, heads, configuration)
         return {"method": method.title, "num_classes": heads, **size, **report, "further": further}
     report = {"network": architecture["network_class_name"], "input_channels": channels, "num_classes": heads, **size}

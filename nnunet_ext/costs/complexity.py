@@ -1,8 +1,10 @@
-"""Parameters and cost of a network, measured on its own layers.
+"""Parameters and cost of a network, measured on the network itself, on torch's meta device: nothing is computed.
 
-Two conventions, always named. "true": multiply-adds over active weights, a transposed convolution with kernel = stride
-having one tap per output voxel. "paper": what the method's tables count; a network says it in `paper_flops`.
-Normalisation, activation, pooling and additions are not counted in either.
+Two conventions, always named. "true": what torch's `FlopCounterMode` counts (two FLOPs per multiply-add in convolutions
+and matrix products, a transposed convolution with kernel = stride having one tap per output voxel), of convolutions
+with masks the share of their active kernels. "paper": what the method's tables count; a network says it in
+`paper_flops`, or in `paper_flops_per_mac` where its paper only calls a multiply-add one FLOP. Normalisation,
+activation, pooling and additions are not counted in either.
 """
 
 import copy
@@ -11,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 GIGA = 1e9
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
@@ -25,9 +29,8 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     masked = 0
     module: Any
     for module in network.modules():
-        mask = getattr(module, "kernel_mask", None)
-        if isinstance(mask, Tensor):
-            masked += (mask.numel() - int(mask.sum())) * math.prod(module.weight.shape[2:])
+        if hasattr(module, "count_active"):
+            masked += (math.prod(module.weight.shape[:2]) - module.count_active()) * math.prod(module.weight.shape[2:])
     return {"total": total, "trainable": trainable, "active": total - masked}
 
 
@@ -41,10 +44,9 @@ def count_flops(
 ) -> float:
     """FLOPs (2 per multiply-add) of one forward pass of `[1, input_channels, *patch_size]`.
 
-    Convolutions, transposed convolutions and linear layers that are modules of the network are counted, as often as
-    they are called, and modules that say their own cost by `count_macs(first input)`. The pass runs on torch's meta
-    device: nothing is computed. `deep_supervision` counts the auxiliary heads too; by default the true convention
-    leaves them out, as prediction does, and the paper's counts them.
+    `deep_supervision` counts the auxiliary heads too; by default the true convention leaves them out, as prediction
+    does, and the paper's counts them. The paper's counts convolutions, transposed convolutions and linear layers that
+    are modules of the network.
 
     Raises:
         ValueError: unknown convention, or a network without `paper_flops` asked for "paper".
@@ -53,51 +55,67 @@ def count_flops(
         raise ValueError(f"convention must be 'true' or 'paper', found {convention!r}")
     if convention == "paper" and not hasattr(network, "paper_flops"):
         raise ValueError(f"{type(network).__name__} says nothing of how its paper counts FLOPs")
-    active = {name: _active_kernels(module) for name, module in network.named_modules() if _counted(module)}
-    shadow: Any = copy.deepcopy(network).to("meta").eval()
+    shadow: Any = on_meta(network).eval()
     if hasattr(shadow, "deep_supervision"):
         shadow.deep_supervision = convention == "paper" if deep_supervision is None else deep_supervision
+    x = torch.empty(1, input_channels, *patch_size, device="meta")
+    return _paper_flops(network, shadow, x) if convention == "paper" else _true_flops(network, shadow, x)
+
+
+def _true_flops(network: nn.Module, shadow: nn.Module, x: Tensor) -> float:
+    with FlopCounterMode(display=False) as counter, _ShapesOnly(), torch.no_grad():
+        shadow(x)
+    by_module = counter.get_flop_counts()
+    flops = float(counter.get_total_flops())
+    for name, module in network.named_modules():
+        if hasattr(module, "count_active"):
+            dense = sum(by_module.get(f"{type(shadow).__name__}.{name}" if name else "Global", {}).values())
+            flops -= dense - dense * module.count_active() // _kernels(module)
+    return flops
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Gives the shapes alone of what is not counted but takes long on the meta device: norms and interpolation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.instance_norm:
+            return torch.empty_like(args[0])
+        if func is F.interpolate and (size := kwargs.get("size")) is not None:
+            return args[0].new_empty(*args[0].shape[:2], *size)
+        return func(*args, **kwargs)
+
+
+def _paper_flops(network: nn.Module, shadow: Any, x: Tensor) -> float:
     flops = 0.0
+    active = {name: _active(module) for name, module in network.named_modules() if isinstance(module, _COUNTED)}
 
     def hook(name: str) -> Any:
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             nonlocal flops
-            if convention == "paper":
-                flops += shadow.paper_flops(name, module, active[name], math.prod(output.shape[2:]))
-            else:
-                flops += _true_flops(module, active[name], inputs[0], output)
+            flops += shadow.paper_flops(name, module, active[name], math.prod(output.shape[2:]))
 
         return count
 
     for name, module in shadow.named_modules():
-        if _counted(module):
+        if name in active:
             module.register_forward_hook(hook(name))
     with torch.no_grad():
-        shadow(torch.empty(1, input_channels, *patch_size, device="meta"))
+        shadow(x)
     return flops
 
 
-def _counted(module: nn.Module) -> bool:
-    return isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or hasattr(module, "count_macs")
-
-
-def _active_kernels(module: Any) -> int:
-    if not hasattr(module, "weight"):
-        return 0
-    mask = getattr(module, "kernel_mask", None)
-    if isinstance(mask, Tensor):
-        return int(mask.sum())
+def _kernels(module: Any) -> int:
     return math.prod(module.weight.shape[:2])
 
 
-def _true_flops(module: Any, kernels: int, x: Tensor, output: Tensor) -> float:
-    if hasattr(module, "count_macs"):
-        return 2.0 * module.count_macs(x)
-    if isinstance(module, nn.Linear):
-        return 2.0 * output.numel() * module.in_features
-    # Every tap of a transposed convolution is used once per input voxel, of a convolution once per output voxel.
-    voxels = math.prod((x if isinstance(module, _TRANSPOSED) else output).shape[2:])
-    return 2.0 * kernels * math.prod(module.weight.shape[2:]) * voxels * output.shape[0]
+def _active(module: Any) -> int:
+    return module.count_active() if hasattr(module, "count_active") else _kernels(module)
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, which holds no values; its own hooks are copied too."""
+    return copy.deepcopy(network).to("meta")
 
 
 def complexity_report(network: nn.Module, input_channels: int, patch_size: Sequence[int]) -> dict[str, Any]:
@@ -112,14 +130,19 @@ def complexity_report(network: nn.Module, input_channels: int, patch_size: Seque
     }
     if hasattr(network, "paper_flops"):
         paper = count_flops(network, input_channels, patch_size, convention="paper")
-        per_mac = getattr(network, "paper_flops_per_mac", 2)  # some papers call a multiply-add one FLOP
-        report["paper"] = {"gmacs": paper / per_mac / GIGA, "gflops": paper / GIGA}
+        report["paper"] = {"gmacs": paper / 2 / GIGA, "gflops": paper / GIGA}
+    elif hasattr(network, "paper_flops_per_mac"):
+        report["paper"] = {"gmacs": true / 2 / GIGA, "gflops": true / 2 * network.paper_flops_per_mac / GIGA}
     return report
 
 
 def kept_elements(network: nn.Module, x: Tensor) -> int:
-    """Elements (of four bytes) that autograd keeps of a forward pass, parameters aside; both on the meta device."""
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    """Elements (of four bytes) that autograd keeps of a training step's forward pass, parameters aside.
+
+    `x` is on the meta device; the network is taken there.
+    """
+    shadow = on_meta(network).train()
+    own = {parameter.untyped_storage()._cdata for parameter in shadow.parameters()}
     saved = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -129,5 +152,5 @@ def kept_elements(network: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(x)
+        shadow(x)
     return sum(storage.nbytes() for storage in saved.values()) // 4

@@ -309,3 +309,16 @@ def code_settings(path: str | os.PathLike) -> dict[str, Any]:
     """The settings for `nnunet_ext plan` that an architecture file stands for."""
     file = read_code(path)
     return {**file.code.settings(), "use_downsample": file.use_downsample}
+
+
+def code_of(arch_kwargs: Mapping[str, Any]) -> ArchitectureCode:
+    """The code in a network's arch_kwargs, for images of its dimensions; the published one where they have none.
+
+    Raises:
+        ConfigurationError: a code that is not valid.
+    """
+    active, operations = arch_kwargs.get("arch_code_a"), arch_kwargs.get("arch_code_c")
+    published = active is None and operations is None
+    code = CVPR_CODE if published else ArchitectureCode.of(active, operations)
+    strides = level_strides(arch_kwargs["strides"], code.depth, True)
+    return code.for_dimensions(len(strides[0]))

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
+from nnunet_ext.costs.complexity import kept_elements
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
 from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, resize
-from nnunet_ext.dints.costs import code_of, parts
+from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
 
@@ -148,14 +149,11 @@ class _DiNTS(nn.Module):
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels), cells not redone."""
-        return sum(part.kept for part in parts(self.structure, self.input_channels, self.num_classes, patch_size))
-
-    def paper_flops(self, name: str, module: nn.Module, active_kernels: int, output_voxels: int) -> int:
-        """FLOPs of one convolution as table 1 of the paper counts them: one for a multiply-add."""
-        taps = 1
-        for size in module.kernel_size:  # type: ignore[union-attr]
-            taps *= int(size)
-        return taps * active_kernels * output_voxels
+        redone, self.checkpoint_cells = self.checkpoint_cells, False
+        try:
+            return kept_elements(self, torch.empty(1, self.input_channels, *patch_size, device="meta"))
+        finally:
+            self.checkpoint_cells = redone
 
 
 class DiNTSNet(_DiNTS):
@@ -295,4 +293,18 @@ def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]
         **CVPR_CODE.for_dimensions(len(strides[0])).settings(),
         "base_features": 32,
         "use_downsample": True,
+    }
+
+
+def search_arch_kwargs(
+    options: DiNTSOptions, strides: Sequence[Sequence[int]], use_downsample: bool = True
+) -> dict[str, Any]:
+    """The supernet that the options describe over a plan's strides. Used by the trainer of the search and by `info`."""
+    return {
+        "strides": [list(map(int, stride)) for stride in strides],
+        "num_layers": options.search_layers,
+        "num_depths": options.search_depths,
+        "base_features": options.search_base_features,
+        "use_downsample": use_downsample,
+        "checkpoint_cells": options.search_checkpoint_cells,
     }

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, read_code
-from nnunet_ext.dints.costs import code_of, cost_report
+from nnunet_ext.costs.planned import planned_report
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, code_of, read_code
 from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
 from nnunet_ext.dints.topology_figure import histogram, topology_figure
@@ -151,7 +151,7 @@ def _operations_table(codes: Sequence[tuple[str, ArchitectureCode]], arch_kwargs
     rows = []
     for title, code in codes:
         counts = histogram(code.active, _names(code, dimensions))
-        report = cost_report(1, 2, [96] * dimensions, {**arch_kwargs, **code.settings()})
+        report = planned_report(METHODS[METHOD], 1, 2, [96] * dimensions, {**arch_kwargs, **code.settings()})
         rows.append(
             [title, str(code.num_layers), str(code.depth), str(code.num_edges)]
             + [str(counts.get(name, 0)) for name in OPERATIONS[dimensions]]

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.e2enet.costs import active_kernels
+
+def active_kernels(kernels: int, density: float) -> int:
+    """round(kernels * density), at least 1, without the binary noise of 1 - sparsity (0.19999999999999996)."""
+    return max(1, round(kernels * round(density, 9)))
 
 
 class Connections(NamedTuple):
@@ -31,14 +34,20 @@ class KernelMask(nn.Module):
 
     weight: Tensor
     kernel_mask: Tensor
+    _drawn: int
 
     def init_mask(self) -> None:
         """Adds the buffer, all kernels active."""
         self.register_buffer("kernel_mask", torch.ones(self.weight.shape[:2], dtype=torch.bool))
+        self._drawn = self.kernel_mask.numel()
+
+    def count_active(self) -> int:
+        """Active kernels; on the meta device, where masks have no values, as many as were drawn."""
+        return self._drawn if self.kernel_mask.is_meta else int(self.kernel_mask.sum())
 
     def randomize_mask(self, density: float) -> None:
         """Keeps round(density * kernels) kernels, at least one, drawn without replacement; zeroes the others."""
-        count = active_kernels(self.kernel_mask.numel(), density)
+        count = self._drawn = active_kernels(self.kernel_mask.numel(), density)
         mask = torch.zeros(self.kernel_mask.numel(), dtype=torch.bool)
         mask[torch.randperm(mask.numel())[:count]] = True
         self.kernel_mask.copy_(mask.view_as(self.kernel_mask))
@@ -81,7 +90,7 @@ class KernelMask(nn.Module):
         )
 
     def _problem_of(self, kernels: Tensor, bits: Tensor) -> str | None:
-        total, active = self.kernel_mask.numel(), int(self.kernel_mask.sum())
+        total, active = self.kernel_mask.numel(), self.count_active()
         if bits.dtype != torch.uint8 or bits.numel() != -(-total // 8):
             return f"{bits.numel()} bytes of mask for {total} kernels; the checkpoint is damaged or of another network"
         if kernels.shape[1:] != self.weight.shape[2:]:

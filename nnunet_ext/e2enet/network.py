@@ -14,14 +14,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.planning.patches import padded_size, total_strides, voxels_by_level
+from nnunet_ext.planning.patches import total_strides
 
 NEGATIVE_SLOPE = 0.01
 KERNELS = ([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3])
@@ -254,24 +256,8 @@ class E2ENet(nn.Module):
         return logits if list(logits.shape[2:]) == target else logits[:, :, :d, :h, :w]
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
-        """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels).
-
-        Per block: the shifted or concatenated input, the convolution's output (kept by InstanceNorm) and the activated
-        output; per max-pooling: its int64 indices, counted as two elements per output.
-        """
-        voxels = voxels_by_level(padded_size(patch_size, self._total_stride(-1)), self.strides)
-        stage: Any
-        nodes: Any
-        total = 0
-        for level, stage in enumerate(self.backbone):
-            for block, at in zip(stage, (max(level - 1, 0), level), strict=True):
-                total += _kept_by_block(block, voxels[at], voxels[level], copied=bool(block.shifts))
-        for nodes in self.fusion:
-            for level, node in enumerate(nodes):
-                total += 2 * node.directions[2] * voxels[level]
-                for k, block in enumerate(node.convs):
-                    total += _kept_by_block(block, voxels[level], voxels[level], copied=k == 0 or bool(block.shifts))
-        return total
+        """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels)."""
+        return kept_elements(self, torch.empty(1, self.input_channels, *patch_size, device="meta"))
 
     def paper_flops(self, name: str, module: nn.Module, active_kernels: int, output_voxels: int) -> int:
         """FLOPs of one layer as the papers' tables count them (eq. 5): (2 K active + bias C_out) output voxels.
@@ -283,12 +269,6 @@ class E2ENet(nn.Module):
         taps = math.prod(module.kernel_size)
         bias = 0 if module.bias is None or name.startswith("backbone") else module.out_channels
         return (2 * taps * active_kernels + bias) * output_voxels
-
-
-def _kept_by_block(block: nn.Module, input_voxels: int, output_voxels: int, copied: bool) -> int:
-    assert isinstance(block, ConvBlock)
-    copy = block.conv.in_channels * input_voxels if copied else 0
-    return copy + 2 * block.conv.out_channels * output_voxels
 
 
 def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:

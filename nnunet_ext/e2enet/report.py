@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_ext.e2enet.costs import layers
+import torch
+
 from nnunet_ext.e2enet.fusion_flow import (
     COLOURS,
     Shares,
@@ -13,6 +14,7 @@ from nnunet_ext.e2enet.fusion_flow import (
     random_shares,
     shares_figure,
 )
+from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.methods import METHODS
 from nnunet_ext.report.figures.training import Topology
 from nnunet_ext.report.model_folder import Fold, ModelFolder
@@ -128,14 +130,12 @@ def _columns(model: ModelFolder) -> dict[str, Sequence[int]]:
     # Plans of another network give the trainer the strides only.
     ours = model.planned_network == METHODS[METHOD].network_path
     arch_kwargs = model.arch_kwargs if ours else {"strides": model.strides or []}
-    levels = len(arch_kwargs["strides"])
-    nodes = [f"{stage},{level}" for stage in range(1, levels) for level in range(levels - stage)]
-    # Each node begins with its transposed convolution.
-    convolutions = list(layers(1, 1, **arch_kwargs))
-    firsts = [layer for before, layer in zip(convolutions, convolutions[1:], strict=False) if before.part == "up"]
+    with torch.device("meta"):
+        fusion: Any = E2ENet(1, 1, **arch_kwargs).fusion
     return {
-        node: (layer.out_channels, layer.out_channels, layer.in_channels - 2 * layer.out_channels)
-        for node, layer in zip(nodes, firsts, strict=True)
+        f"{stage},{level}": node.directions
+        for stage, nodes in enumerate(fusion, start=1)
+        for level, node in enumerate(nodes)
     }
 
 

@@ -2,5 +2,5 @@
 
 Data flow: `bank.py` (which candidates the plans name; plain numbers) -> `candidates.py` and `decision.py` (their
 networks) -> `network.py` (the bank with its router). `choice.py` makes the labels that the decision network learns,
-`costs.py` counts without torch.
+`costs.py` says what a slice costs.
 """

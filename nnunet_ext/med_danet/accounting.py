@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_ext.med_danet.bank import Candidate
-from nnunet_ext.med_danet.costs import spent_report
+from nnunet_ext.med_danet.costs import SliceCosts
 
 EMPTY = "no foreground"
 Votes = Sequence[Sequence[int]]
@@ -51,25 +50,18 @@ def counts_by_content(votes: Votes, areas: Mapping[str, Sequence[int]]) -> dict[
     return {name: counts_of(rows) if rows else nothing for name, rows in chosen.items()}
 
 
-def validation_report(
-    cases: Sequence[Mapping[str, Any]],
-    channels: int,
-    num_classes: int,
-    size: Sequence[int],
-    candidates: Sequence[Candidate],
-    unet_macs: int,
-) -> dict[str, Any]:
+def validation_report(cases: Sequence[Mapping[str, Any]], costs: SliceCosts, unet_macs: int) -> dict[str, Any]:
     """The JSON beside summary.json: all cases together, then each with what every slice got.
 
     Args:
         cases: dicts with `case`; `votes` of its slices; `padding`, counts of slices that only fill up tiles; `areas`,
             pixels of each label or region in each slice, and `foreground`, of any.
-        size: height and width of a tile in pixels.
+        costs: of one slice, which has the size of a tile.
         unet_macs: multiply-adds of nnU-Net's 2D U-Net for one tile.
     """
 
     def spent(counts: Sequence[int]) -> dict[str, Any]:
-        report = spent_report(counts, channels, num_classes, size, candidates)
+        report = costs.report(counts)
         return {**report, "gmacs_unet": report["slices"] * unet_macs / 1e9}
 
     rows: list[dict[str, Any]] = []

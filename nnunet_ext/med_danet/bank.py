@@ -1,5 +1,6 @@
 """The candidates of a bank as the plans name them: type and width, or the class of any 2D network."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from nnunet_ext.planning.options import refuse_unknown
 
 STRIDE = 8  # height and width of both built-in types are padded to a multiple of this
 EMBEDDING, HEADS, HIDDEN = 512, 8, 2048  # of TransBTS's Transformer
+POSITION_SIZE = (128, 128)  # pixels for which TransBTS learns positions by default
 
 # M1 to M4 of the paper (section 3.2).
 PAPER_BANK: list[dict[str, Any]] = [
@@ -96,3 +98,8 @@ def _candidate(number: int, value: Any) -> Candidate:
             f"found {candidate.embedding}."
         )
     return candidate
+
+
+def token_grid(position_size: Sequence[int]) -> list[int]:
+    """Height and width in tokens of slices of so many pixels."""
+    return [math.ceil(side / STRIDE) for side in position_size]

@@ -171,18 +171,6 @@ class UNet2D(Padded):
         return self.decoder(x, skips)
 
 
-class Attention(nn.Module):
-    """Scaled dot products of queries and keys, softmax, sums of values; a module so that its cost can be counted."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Three times `[N, heads, T, d]` -> the same shape."""
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=TOKEN_DROPOUT if self.training else 0.0)
-
-    def count_macs(self, q: Tensor) -> int:
-        """Multiply-adds of both products, 2 T^2 d for each head."""
-        return 2 * q.numel() * q.shape[2]
-
-
 class TransformerLayer(nn.Module):
     """Self-attention and MLP, each after a LayerNorm and added to its input."""
 
@@ -191,7 +179,6 @@ class TransformerLayer(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(embedding), nn.LayerNorm(embedding)
         self.qkv = nn.Linear(embedding, 3 * embedding, bias=False)
-        self.attention = Attention()
         self.out = nn.Linear(embedding, embedding)
         self.dropout = nn.Dropout(TOKEN_DROPOUT)
         self.mlp = nn.Sequential(
@@ -205,7 +192,9 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, T, embedding]` -> the same shape."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.dropout(self.out(self.attention(q, k, v).transpose(1, 2).flatten(2)))
+        dropout = TOKEN_DROPOUT if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [N, heads, T, d]
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.mlp(self.norm2(x))
 
 

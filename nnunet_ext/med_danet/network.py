@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
+from nnunet_ext.med_danet.bank import PAPER_BANK, POSITION_SIZE, read_bank, token_grid
 from nnunet_ext.med_danet.candidates import build_candidate
-from nnunet_ext.med_danet.costs import POSITION_SIZE, token_grid
 from nnunet_ext.med_danet.decision import DecisionNetwork
 
 SKIP_LOGIT = 5.0  # a vote of normal size: it shares in the average of overlapping tiles and mirrored passes
@@ -169,7 +168,7 @@ class MedDANet(nn.Module):
         """
         slices = math.prod(patch_size[:-2])
         x = torch.empty(max(slices, 2), self.input_channels, *patch_size[-2:], device="meta")
-        most = max(kept_elements(copy.deepcopy(candidate).to("meta").train(), x) for candidate in self.candidates)
+        most = max(kept_elements(candidate, x) for candidate in self.candidates)
         return round(most * slices / len(x))
 
 

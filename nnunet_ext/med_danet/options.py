@@ -1,5 +1,6 @@
 """What Med-DANet's training can be told in a plans file, besides what every method knows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnunet_ext.errors import ConfigurationError
@@ -64,7 +65,7 @@ class MedDANetOptions(TrainingOptions):
             )
         return [float(weight) for weight in self.class_weights]
 
-    def leaving(self, macs: list[int]) -> list[int]:
+    def leaving(self, macs: Sequence[int]) -> list[int]:
         """Indices of the candidates that stop early, given what each costs; by default the cheaper half.
 
         Raises:

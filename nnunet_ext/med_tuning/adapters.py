@@ -76,10 +76,6 @@ class FrequencyBranch(nn.Module):
         spectrum = torch.fft.fftn(z, dim=(2, 3, 4)) * self.weight.to(z.dtype) + self.bias.to(z.dtype)
         return torch.fft.ifftn(spectrum, dim=(2, 3, 4)).abs()
 
-    def count_macs(self, z: Tensor) -> int:
-        """Multiply-adds of the circulant form, which "fft" computes in another way."""
-        return 2 * z.shape[2] * z.numel()
-
 
 def _waves(like: Tensor) -> Tensor:
     """cos and below it sin of 2 pi n k / D, `[2D, D]`, in dtype and on device of `like [D]`; exact in the angle."""

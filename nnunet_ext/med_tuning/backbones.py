@@ -97,9 +97,6 @@ def build_backbone(
         arguments["weight_init"] = "skip"  # nothing is there to be drawn
     backbone = _create(name, arguments | {"img_size": padded})
     layout = _layout(kind, backbone, padded, depths)
-    for block in (block for stage in range(len(layout.depths)) for block in stage_blocks(backbone, layout, stage)):
-        if hasattr(block, "attn"):
-            block.attn.count_macs = attention_macs  # read by nnunet_ext.costs.complexity
     return backbone, layout
 
 
@@ -140,12 +137,6 @@ def _layout(kind: str, backbone: Any, size: tuple[int, int], depths: Sequence[in
     own = tuple(depths or even)
     grid = backbone.patch_embed.grid_size
     return Layout(kind, size, own, (backbone.embed_dim,) * STAGES, (tuple(grid),) * STAGES)
-
-
-def attention_macs(tokens: Tensor) -> int:
-    """Multiply-adds of queries times keys and of weights times values; `tokens [N, L, d]`."""
-    windows, length, width = tokens.shape
-    return 2 * windows * length * length * width
 
 
 def embed(backbone: Any, layout: Layout, slices: Tensor) -> Tensor:

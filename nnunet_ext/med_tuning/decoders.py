@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_tuning.backbones import Layout, attention_macs
+from nnunet_ext.med_tuning.backbones import Layout
 
 _WIDTH = 256
 
@@ -122,9 +122,6 @@ class SwinUNetStage(nn.Module):
                 for block in blocks
             )
         )
-        block: Any
-        for block in self.blocks:
-            block.attn.count_macs = attention_macs
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """`[N, h, w, d]` both."""

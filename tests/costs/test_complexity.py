@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from costs.layers import layer_flops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.costs.complexity import complexity_report, count_flops, count_parameters
-from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d
+from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
 
 CUBE = (128, 128, 128)
+TINY = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]], "features_per_stage": [4, 5, 6, 7]}
 ISOTROPIC = [[1, 1, 1]] + [[2, 2, 2]] * 5
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2]] + [[2, 2, 2]] * 4
 
@@ -86,9 +88,21 @@ def test_prediction_computes_one_head():
     assert count_flops(network, 1, CUBE) == without
 
 
-# torch's own counter
+@pytest.mark.parametrize("sparsity", [None, 0.6])
+def test_the_network_costs_the_active_kernels_of_its_layers_one_by_one(sparsity):
+    network = E2ENet(2, 3, sparsity=sparsity, **TINY)
+    active = {name: int(module.kernel_mask.sum()) for name, module in masked_modules(network)}
+    assert count_flops(network, 2, (9, 30, 17)) == layer_flops(network, 2, (9, 30, 17), active)
 
-TINY = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]], "features_per_stage": [4, 5, 6, 7]}
+
+def test_masks_on_the_meta_device_count_as_many_kernels_as_were_drawn():
+    with torch.device("meta"):
+        shadow = E2ENet(2, 3, sparsity=0.7, density_overrides={"4": 0.35}, **TINY)
+    network = E2ENet(2, 3, sparsity=0.7, density_overrides={"4": 0.35}, **TINY)
+    assert complexity_report(shadow, 2, (8, 16, 16)) == complexity_report(network, 2, (8, 16, 16))
+
+
+# torch's own counter
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])

@@ -9,9 +9,9 @@ from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal, che
 from dints.small import random_code
 from end_to_end.stock import Workspace, handmade_plans, shrink, stock_architecture
 
+from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.demo.phantoms import generate_case
 from nnunet_ext.dints.architecture_code import ArchitectureCode, read_code
-from nnunet_ext.dints.costs import cost_report
 from nnunet_ext.dints.discretize import pattern_costs
 from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.options import DiNTSOptions, search_patch
@@ -299,8 +299,8 @@ def test_a_small_budget_gives_a_cheaper_network_than_a_large_one(budgets, seed):
     for sigma in (0.2, 0.8):
         trainer, _ = budgets[seed, sigma]
         ratios[sigma] = trainer.history_row()["memory_ratio"]
-        arch_kwargs = {"strides": trainer.supernet.strides, **trainer.decoded.code.settings()}
-        gmacs[sigma] = cost_report(1, 3, (8, 16, 16), arch_kwargs)["true"]["gmacs"]
+        network = DiNTSNet(1, 3, strides=trainer.supernet.strides, **trainer.decoded.code.settings())
+        gmacs[sigma] = count_flops(network, 1, (8, 16, 16)) / 2e9
     assert ratios == pytest.approx({0.2: 0.2, 0.8: 0.8}, abs=0.1)
     assert gmacs[0.2] < 0.7 * gmacs[0.8]
 

@@ -14,8 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ext.cli import main as cli
 from nnunet_ext.cli import predict
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
-from nnunet_ext.med_danet.bank import read_bank
-from nnunet_ext.med_danet.costs import candidate_cost, decision_parts, total
+from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.prediction.batching import BatchedTiles
 from nnunet_ext.trainers.med_danet import _RecordingPredictor, unet_macs, validating_with
@@ -111,7 +110,9 @@ def test_a_record_that_does_not_fit_the_tiles_is_refused():
 
 
 def test_the_accounts_of_a_validation():
-    bank = read_bank(TWO)
+    with torch.device("meta"):
+        network = MedDANet(1, 3, strides=[[1, 1]], candidates=TWO)
+    costs = slice_costs(network, (16, 16))
     first = {
         "case": "a",
         "votes": [[4, 0, 0], [1, 3, 0], [0, 0, 4]],
@@ -120,12 +121,11 @@ def test_the_accounts_of_a_validation():
         "foreground": [0, 5, 9],
     }
     second = {**first, "case": "b", "votes": [[0, 4, 0]] * 3, "padding": [0, 0, 0]}
-    report = validation_report([first, second], 1, 3, (16, 16), bank, unet_macs=10**9)
+    report = validation_report([first, second], costs, unet_macs=10**9)
     assert report["by_content"] == {EMPTY: [4, 4, 0], "outer": [1, 11, 4], "inner": [0, 4, 4]}
     assert report["counts"] == [9, 15, 4] and report["slices"] == 28 and report["gmacs_unet"] == 28
     assert [row["counts"] for row in report["cases"]] == [[9, 3, 4], [0, 12, 0]]
-    cheap, large = (candidate_cost(candidate, 1, 3, (16, 16)).macs for candidate in bank)
-    decision = total(decision_parts(1, 3, (16, 16))).macs
+    (cheap, large), decision = costs.candidates, costs.decision
     assert report["cases"][0]["gmacs"] * 1e9 == pytest.approx(16 * decision + 3 * cheap + 4 * large)
     assert report["cases"][1]["gmacs_unrouted"] * 1e9 == pytest.approx(12 * large)
     assert json.loads(json.dumps(report)) == report

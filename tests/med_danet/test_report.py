@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from report.folders import Model, three_cases, write_json
 
 from nnunet_ext.med_danet.accounting import validation_report
-from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
+from nnunet_ext.med_danet.costs import slice_costs
+from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.med_danet.report import FILE, STRIPS, section
 from nnunet_ext.med_danet.strip import CANDIDATES, SKIPPED, strip_figure
 from nnunet_ext.report.model_folder import read_model_folder
@@ -24,7 +26,9 @@ def routed(root, cases):
     model = Model(root, "MedDANetTrainer")
     folder = model.fold(0, three_cases())
     write_json(folder / "med_danet_history.json", [{"epoch": 0, "phase": "decision"}])
-    report = validation_report(cases, 1, 3, (32, 32), read_bank(PAPER_BANK), 10**9)
+    with torch.device("meta"):
+        network = MedDANet(1, 3, strides=[[1, 1]])
+    report = validation_report(cases, slice_costs(network, (32, 32)), 10**9)
     write_json(folder / "validation" / FILE, report)
     return model, folder
 

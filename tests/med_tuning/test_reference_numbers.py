@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from costs.layers import layer_flops
 
-from nnunet_ext.costs.complexity import count_parameters
+from nnunet_ext.costs.complexity import count_flops, count_parameters
+from nnunet_ext.costs.planned import planned_report
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.adapters import MedAdapter
-from nnunet_ext.med_tuning.costs import cost_report
 from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
+from nnunet_ext.methods import METHODS
 
+METHOD = METHODS["med_tuning"]
 VIT, SWIN = "vit_base_patch16_224.orig_in21k", "swin_tiny_patch4_window7_224"
 CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 
@@ -148,13 +151,25 @@ def test_our_own_decoders_are_not_the_papers_and_stay_as_they_are(decoder, vit, 
 
 @pytest.mark.parametrize(("backbone", "tflops"), [(VIT, 1.73), (SWIN, 0.51)])
 def test_a_cube_costs_what_was_measured(backbone, tflops):
-    report = cost_report(4, 4, [128] * 3, {"backbone": backbone})
+    report = planned_report(METHOD, 4, 4, [128] * 3, {"backbone": backbone})
     assert report["true"]["gflops"] / 1000 == pytest.approx(tflops, abs=0.005)
+
+
+@pytest.mark.parametrize("patch", [(8, 64, 96), (3, 32, 32)])
+def test_a_vit_costs_its_layers_its_attention_and_the_filters_along_the_slices(patch):
+    built = network(patch_size=patch)
+    slices, tokens = patch[0], patch[1] * patch[2] // 256
+    attention = 12 * slices * 2 * tokens * tokens * 768
+    hidden = 128
+    # Two D x D matrices, for real and imaginary part, on all tokens; and the product [2D, 2D] [2D, D] that makes them.
+    filters = 12 * (2 * slices * slices * tokens * hidden + 2 * slices * 2 * slices * slices)
+    expected = layer_flops(built, 4, patch) + 2 * (attention + filters)
+    assert count_flops(built, 4, patch) == expected
 
 
 def test_the_report_names_parameters_by_part_for_the_patch_that_is_asked():
     kwargs = arch_kwargs_from_strides([[1, 1, 1], [1, 2, 2]], patch_size=[8, 64, 64])
-    report = cost_report(4, 4, [128] * 3, kwargs)
+    report = planned_report(METHOD, 4, 4, [128] * 3, kwargs)
     assert report["patch_size"] == [128] * 3
     assert report["parameters"] == {"total": 103_694_852, "trainable": 17_853_188, "active": 103_694_852}
     assert report["parts"] == {
@@ -163,4 +178,4 @@ def test_the_report_names_parameters_by_part_for_the_patch_that_is_asked():
         "decoder": {"total": 14_956_804, "trainable": 14_956_804},
     }
     with pytest.raises(ConfigurationError, match="colour"):
-        cost_report(4, 4, [128] * 3, {**kwargs, "colour": "red"})
+        planned_report(METHOD, 4, 4, [128] * 3, {**kwargs, "colour": "red"})
