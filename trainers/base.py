@@ -10,11 +10,12 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ext.costs.complexity import complexity_report
+from nnunet_ext.costs.complexity import complexity_report, complexity_text
 from nnunet_ext.discovery.compatibility import check_nnunet_version
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_atomically, write_json
@@ -102,6 +103,11 @@ class ExtTrainer(nnUNetTrainer):
 
     # options and network
 
+    @property
+    def net(self) -> Any:
+        """The network itself, without what DDP and torch.compile put around it."""
+        return unwrap(self.network)
+
     @classmethod
     def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> TrainingOptions:
         """The training options of the plans; everything that can be known to fail is refused here.
@@ -175,8 +181,15 @@ class ExtTrainer(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switches the network's list output on or off; our networks have no `.decoder`."""
-        network: Any = unwrap(self.network)
-        network.deep_supervision = enabled
+        self.net.deep_supervision = enabled
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of each rank, in their order; on all of them."""
+        values: list[Any] = [value]
+        if self.is_ddp:
+            values = [None] * dist.get_world_size()
+            dist.all_gather_object(values, value)
+        return values
 
     # checkpoints
 
@@ -213,7 +226,7 @@ class ExtTrainer(nnUNetTrainer):
         super().on_train_start()
         if self.local_rank != 0:
             return
-        report = complexity_report(unwrap(self.network), self.num_input_channels, self.configuration_manager.patch_size)
+        report = complexity_report(self.net, self.num_input_channels, self.configuration_manager.patch_size)
         write_json(os.path.join(self.output_folder, "complexity.json"), report)
         self.print_to_log_file(complexity_text(report), add_timestamp=False)
         if self.current_epoch and os.path.isfile(self._history_file):
@@ -236,18 +249,3 @@ class ExtTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.history.append(row)
             write_json(self._history_file, self.history)
-
-
-def complexity_text(report: dict[str, Any]) -> str:
-    """The complexity report in two lines, for the training log."""
-    parameters = report["parameters"]
-    costs = [
-        f"{report[convention]['gmacs']:.2f} GMACs ({report[convention]['gflops']:.2f} GFLOPs, {convention} convention)"
-        for convention in ("true", "paper")
-        if convention in report
-    ]
-    return (
-        f"Parameters: {parameters['total']:,} in all, {parameters['active']:,} active, "
-        f"{parameters['trainable']:,} trainable\n"
-        f"One patch {'x'.join(map(str, report['patch_size']))} costs {' or '.join(costs)}\n"
-    )

@@ -10,10 +10,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
 from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
-from nnunet_ext.dints.options import DiNTSOptions, stepped_rate
+from nnunet_ext.dints.options import DiNTSOptions
+from nnunet_ext.dints.schedule import stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs, unwrap
+from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs
 
 
 class DiNTSTrainer(ExtTrainer):
@@ -65,7 +66,7 @@ class DiNTSTrainer(ExtTrainer):
     def on_initialized(self) -> None:
         """Counts iterations, and says which code is trained."""
         self.iterations = 0
-        code = unwrap(self.network).code
+        code = self.net.code
         if code == CVPR_CODE.for_dimensions(len(self.configuration_manager.patch_size)):
             self.print_to_log_file(
                 "The plans hold no searched architecture: this trains the code that the authors of DiNTS published "

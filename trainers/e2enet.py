@@ -7,7 +7,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_from_strides
 from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares
-from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.trainers.base import ExtTrainer
 
 
 class E2ENetTrainer(ExtTrainer):
@@ -26,7 +26,7 @@ class E2ENetTrainer(ExtTrainer):
     def on_initialized(self) -> None:
         """Attaches the moving masks to the optimizer."""
         self.topology = DynamicTopology(
-            unwrap(self.network),
+            self.net,
             self.optimizer,
             total_steps=self.num_epochs * self.num_iterations_per_epoch,
             update_every=self.options.update_every,
@@ -46,4 +46,4 @@ class E2ENetTrainer(ExtTrainer):
 
     def history_row(self) -> dict[str, Any]:
         """Topology clock, active kernels, and each fusion node's share of connections by direction."""
-        return {**self.topology.summary(), "directions": direction_shares(unwrap(self.network))}
+        return {**self.topology.summary(), "directions": direction_shares(self.net)}

@@ -17,7 +17,7 @@ from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
 from nnunet_ext.med_tuning.options import MedTuningOptions
 from nnunet_ext.med_tuning.weights import find_weights, load_into, wanted
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options
-from nnunet_ext.trainers.base import ExtTrainer, unwrap
+from nnunet_ext.trainers.base import ExtTrainer
 
 _UNDECAYED = ("pos_embed", "relative_position_bias_table")
 
@@ -63,13 +63,6 @@ class MedTuningTrainer(ExtTrainer):
         if wanted(chosen["tuning"], options) and not plans.get("continue_training") and not any(finished):
             find_weights(chosen["backbone"], options)
         return options
-
-    @property
-    def net(self) -> MedTuningNet:
-        """The network itself."""
-        network = unwrap(self.network)
-        assert isinstance(network, MedTuningNet)
-        return network
 
     def _do_i_compile(self) -> bool:
         chosen = self.planned_arch_kwargs(self.configuration_manager).get("frequency")

@@ -131,9 +131,24 @@ def complexity_report(network: nn.Module, input_channels: int, patch_size: Seque
     if hasattr(network, "paper_flops"):
         paper = count_flops(network, input_channels, patch_size, convention="paper")
         report["paper"] = {"gmacs": paper / 2 / GIGA, "gflops": paper / GIGA}
-    elif hasattr(network, "paper_flops_per_mac"):
-        report["paper"] = {"gmacs": true / 2 / GIGA, "gflops": true / 2 * network.paper_flops_per_mac / GIGA}
+    elif (per_mac := getattr(network, "paper_flops_per_mac", None)) is not None:
+        report["paper"] = {"gmacs": true / 2 / GIGA, "gflops": true / 2 * per_mac / GIGA}
     return report
+
+
+def complexity_text(report: dict[str, Any]) -> str:
+    """The complexity report in two lines, for the training log."""
+    parameters = report["parameters"]
+    costs = [
+        f"{report[convention]['gmacs']:.2f} GMACs ({report[convention]['gflops']:.2f} GFLOPs, {convention} convention)"
+        for convention in ("true", "paper")
+        if convention in report
+    ]
+    return (
+        f"Parameters: {parameters['total']:,} in all, {parameters['active']:,} active, "
+        f"{parameters['trainable']:,} trainable\n"
+        f"One patch {'x'.join(map(str, report['patch_size']))} costs {' or '.join(costs)}\n"
+    )
 
 
 def kept_elements(network: nn.Module, x: Tensor) -> int:

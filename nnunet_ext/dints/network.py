@@ -20,6 +20,7 @@ from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, in
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
+from nnunet_ext.layers.padding import crop, pad_to
 
 CellWeights = Sequence[Sequence[Sequence[Weight] | Tensor]]
 
@@ -107,7 +108,7 @@ class _DiNTS(nn.Module):
     def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
         """`image [B, C, *patch]` -> logits `[B, K, *patch]`. Edges with nothing but the float 0.0 are left out."""
         size = image.shape[2:]
-        image = self._pad(image)
+        image = pad_to(image, self.structure.padded_size(size))
         nodes = {}
         for name, stem in self.stems.items():
             level = [s // f for s, f in zip(image.shape[2:], self.structure.total_stride(int(name)), strict=True)]
@@ -116,10 +117,7 @@ class _DiNTS(nn.Module):
                 nodes[int(name)] = fed
         for layer in range(self.structure.num_layers):
             nodes = self._layer(layer, nodes, weights[layer])
-        logits = self.head(nodes)
-        for axis, length in enumerate(size, start=2):
-            logits = logits.narrow(axis, 0, length)
-        return logits
+        return crop(self.head(nodes), size)
 
     def _layer(
         self, layer: int, nodes: dict[int, Tensor], weights: Sequence[Sequence[Weight] | Tensor]
@@ -141,11 +139,6 @@ class _DiNTS(nn.Module):
                 out = cell(*inputs)
             reached[target] = reached[target] + out if target in reached else out
         return reached
-
-    def _pad(self, image: Tensor) -> Tensor:
-        size = image.shape[2:]
-        missing = [p - s for p, s in zip(self.structure.padded_size(size), size, strict=True)]
-        return F.pad(image, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else image
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels), cells not redone."""

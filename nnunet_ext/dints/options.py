@@ -65,13 +65,6 @@ class DiNTSOptions(TrainingOptions):
         return self.search_warmup_iterations + self.search_weight_iterations
 
 
-def stepped_rate(iteration: int, peak: float, first: float, warmup: int, halve_every: int) -> float:
-    """The paper's learning rate (section 4.1): linear from `first` to `peak`, then halved every so many iterations."""
-    if iteration < warmup:
-        return first + (peak - first) * iteration / warmup
-    return peak * 0.5 ** ((iteration - warmup) // halve_every)
-
-
 def search_patch(options: DiNTSOptions, planned: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     """The patch of the search in voxels: the option's, or the planned one made smaller until it has at most 96^3.
 

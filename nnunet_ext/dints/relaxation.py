@@ -7,15 +7,14 @@ patterns. All this is done in float64 (float32 where a device has no other), out
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nnunet_ext.dints.search_space import edges, patterns, receivers, senders
+from nnunet_ext.layers.precision import without_autocast
 
 REFERENCE_FLOOR = 1e-5  # what the reference implementation adds inside its logarithms
 
@@ -46,10 +45,6 @@ def tables(depth: int, device: torch.device) -> Tables:
 
 def _precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _groups(depth: int, masks: Sequence[int], device: torch.device) -> Tensor:
@@ -85,7 +80,7 @@ def relax(logits_a: Tensor, logits_c: Tensor) -> Relaxed:
     """
     depth = (logits_a.shape[1] + 2) // 3
     assert len(edges(depth)) == logits_a.shape[1]
-    with _without_autocast(logits_a.device):
+    with without_autocast(logits_a.device):
         table = tables(depth, logits_a.device).patterns
         log_eta = torch.log_softmax(logits_a.to(table.dtype) @ table.T, 1)
         return Relaxed(depth, log_eta, log_eta.exp() @ table, torch.log_softmax(logits_c.to(table.dtype), 2))
@@ -123,7 +118,7 @@ def memory_use(relaxed: Relaxed, table: Tensor) -> tuple[Tensor, Tensor]:
     """Expected memory M_e (equation 8) and the full memory M_a, in the units of `table`.
 
     Args:
-        table: `[E, N]`, what an edge with an operation takes (`costs.edge_memory`).
+        table: `[E, N]`, what an edge with an operation takes (`memory_budget.edge_memory`).
 
     M_a is that of the current operations on all edges, as in the reference implementation: equation 9 as printed sums
     over patterns and operations alike, and no architecture could then reach the paper's budgets of 0.5 and 0.8.
@@ -149,7 +144,7 @@ class Regularisers:
 
 def regularisers(relaxed: Relaxed, table: Tensor, sigma: float, floor: float = 0.0) -> Regularisers:
     """Equations 5, 7 and 10. `floor`: 0 is exact, `REFERENCE_FLOOR` for figures of the reference implementation."""
-    with _without_autocast(relaxed.log_eta.device):
+    with without_autocast(relaxed.log_eta.device):
         used, full = memory_use(relaxed, table)
         ratio = used / full
         return Regularisers(

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.costs.complexity import kept_elements
@@ -23,6 +22,7 @@ from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.padding import crop, pad_to_multiple
 from nnunet_ext.planning.patches import total_strides
 
 NEGATIVE_SLOPE = 0.01
@@ -204,7 +204,7 @@ class E2ENet(nn.Module):
         """`x [B, C, D, H, W]` -> logits `[B, K, D, H, W]`; with deep supervision a list, highest resolution first."""
         size = x.shape[2:]
         self.check_patch_size(size)
-        x = self._pad(x)
+        x = pad_to_multiple(x, self._total_stride(-1))
         packed = packed_logits(self, x)
         if packed is not None:
             return self._crop(packed, size, 0)
@@ -243,17 +243,10 @@ class E2ENet(nn.Module):
     def _total_stride(self, level: int) -> list[int]:
         return total_strides(self.strides)[level]
 
-    def _pad(self, x: Tensor) -> Tensor:
-        missing = [-p % f for p, f in zip(x.shape[2:], self._total_stride(-1), strict=True)]
-        if not any(missing):
-            return x
-        return F.pad(x, [n for m in reversed(missing) for n in (0, m)])
-
     def _crop(self, logits: Tensor, size: Sequence[int], level: int) -> Tensor:
         """Crops to the size to which nnU-Net samples the target of this level down, round(size / stride)."""
         target = [max(1, round(s / f)) for s, f in zip(size, self._total_stride(level), strict=True)]
-        d, h, w = target
-        return logits if list(logits.shape[2:]) == target else logits[:, :, :d, :h, :w]
+        return crop(logits, target)
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """Feature-map elements that a training step keeps for one sample of `patch_size` (voxels)."""

@@ -1,12 +1,106 @@
-"""What routing chose and spent in the cases of a validation: by case, and by what is in a slice. Plain numbers."""
+"""What Med-DANet's phases learned in an epoch, and what routing chose and spent in a validation. Plain numbers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_ext.med_danet.costs import SliceCosts
+import numpy as np
 
+GIGA = 1e9
 EMPTY = "no foreground"
 Votes = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class SliceCosts:
+    """Multiply-adds of one slice of `size` (height and width in pixels), and the candidates' titles in the same order.
+
+    `largest` is the index of the candidate that predicts while nothing is routed.
+    """
+
+    size: tuple[int, int]
+    titles: tuple[str, ...]
+    candidates: tuple[int, ...]
+    decision: int
+    largest: int
+
+    def spent(self, counts: Sequence[int]) -> int:
+        """Multiply-adds of routing, decisions included; `counts` of slices skipped, then sent to each candidate."""
+        chosen = sum(count * macs for count, macs in zip(counts[1:], self.candidates, strict=True))
+        return sum(counts) * self.decision + chosen
+
+    def report(self, counts: Sequence[int]) -> dict[str, Any]:
+        """The same as JSON values, beside the largest candidate on all slices; tiles and mirrored passes count each."""
+        slices = sum(counts)
+        return {
+            "slices": slices,
+            "slice_size": list(self.size),
+            "choices": ["skip", *self.titles],
+            "counts": list(counts),
+            "ratios": [count / max(1, slices) for count in counts],
+            "gmacs": self.spent(counts) / GIGA,
+            "gmacs_decision": slices * self.decision / GIGA,
+            "gmacs_unrouted": slices * self.candidates[self.largest] / GIGA,
+            "convention": "true",
+        }
+
+
+@dataclass
+class EpochNotes:
+    """What one epoch of a training with so many `candidates` has to tell."""
+
+    candidates: int
+    losses: dict[int, list[float]] = field(default_factory=dict)  # of each candidate's steps
+    labels: list[int] = field(default_factory=list)  # slices that should have been skipped, then sent to each candidate
+    agreed: int = 0  # slices for which the decision network chose its label
+    choices: list[int] = field(default_factory=list)  # in validation, in the order of `labels`
+
+    def add_loss(self, candidate: int, loss: float) -> None:
+        """Notes a step of a candidate."""
+        self.losses.setdefault(candidate, []).append(loss)
+
+    def add_labels(self, labels: Sequence[int], chosen: Sequence[int]) -> None:
+        """Notes known labels of slices, and what the decision network chose for them."""
+        counts = np.bincount(np.asarray(labels, int), minlength=self.candidates + 1)
+        self.labels = (counts + (self.labels or 0)).tolist()
+        self.agreed += int(np.sum(np.asarray(labels, int) == np.asarray(chosen, int)))
+
+    def add_choices(self, chosen: Sequence[int]) -> None:
+        """Notes the choices of a validation epoch."""
+        self.choices = np.bincount(np.asarray(chosen, int), minlength=self.candidates + 1).tolist()
+
+    def row(self, decides: bool) -> dict[str, Any]:
+        """The row of the history; None stands for what did not happen in the epoch."""
+        known = sum(self.labels)
+        losses = (self.losses.get(index) for index in range(self.candidates))
+        return {
+            "phase": "decision" if decides else "bank",
+            "candidate_losses": [None if values is None else float(np.mean(values)) for values in losses],
+            "labels": self.labels if known else None,
+            "agreement": self.agreed / known if known else None,
+            "choices": self.choices if sum(self.choices) else None,
+        }
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """A row of the history, for the training log."""
+    if row["phase"] == "bank":
+        losses = ", ".join("-" if loss is None else f"{loss:.4f}" for loss in row["candidate_losses"])
+        return f"Losses of the candidates: {losses}"
+    return (
+        f"Labels (skip, candidates): {row['labels']}, agreement {row['agreement'] or 0:.3f}; "
+        f"choices in validation: {row['choices']}"
+    )
+
+
+def slice_areas(labels: np.ndarray, regions: Mapping[str, Any]) -> tuple[dict[str, list[int]], list[int]]:
+    """Pixels of each label or region, and of any of them, in each slice of a label map `[D, H, W]`.
+
+    `regions`: name -> its value, or values.
+    """
+    masks = {name: np.isin(labels, np.atleast_1d(values)) for name, values in regions.items()}
+    areas = {name: mask.sum((1, 2)).tolist() for name, mask in masks.items()}
+    return areas, np.any(list(masks.values()), axis=0).sum((1, 2)).tolist()
 
 
 def case_votes(
@@ -85,3 +179,13 @@ def validation_report(cases: Sequence[Mapping[str, Any]], costs: SliceCosts, une
         "by_content": {kind: counts_of([row["by_content"][kind] for row in rows]) for kind in kinds},
         "cases": rows,
     }
+
+
+def report_text(report: Mapping[str, Any], largest: str) -> str:
+    """A `validation_report` in two sentences; `largest` is the title of the largest candidate."""
+    shares = ", ".join(f"{n} {r:.1%}" for n, r in zip(report["choices"], report["ratios"], strict=True))
+    return (
+        f"Routing of {report['slices']} slices: {shares}. {report['gmacs']:.2f} GMACs with the decisions, "
+        f"{report['gmacs_unrouted']:.2f} with {largest} on every slice, "
+        f"{report['gmacs_unet']:.2f} with nnU-Net's 2D U-Net."
+    )

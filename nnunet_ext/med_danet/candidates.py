@@ -13,21 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.norm import SliceNorm
+from nnunet_ext.layers.padding import crop, pad_to_multiple
 from nnunet_ext.med_danet.bank import STRIDE, Candidate
 
 DROPOUT = 0.2  # of the stem's channels
 TOKEN_DROPOUT = 0.1
 BLOCKS = (1, 2, 2, 4)  # residual blocks of the four encoder stages
-
-
-class SliceNorm(nn.BatchNorm2d):
-    """BatchNorm2d that takes its running statistics where one value a channel is all there is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` -> the same shape."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
 
 
 def build_candidate(candidate: Candidate, input_channels: int, num_classes: int, grid: Sequence[int]) -> nn.Module:
@@ -148,9 +140,7 @@ class Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` -> logits `[N, K, H, W]`."""
-        height, width = x.shape[2:]
-        padded = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
-        return self.segment(padded)[..., :height, :width]
+        return crop(self.segment(pad_to_multiple(x, (STRIDE, STRIDE))), x.shape[2:])
 
     def segment(self, x: Tensor) -> Tensor:
         """Logits of slices whose sides are multiples of 8."""

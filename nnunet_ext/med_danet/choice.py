@@ -4,12 +4,14 @@ All of it is computed in float32: half precision cannot tell the scores of two g
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.precision import without_autocast
 
 ALPHA = 0.001
 REFERENCE_GFLOPS = 0.605  # of the cheapest candidate in the paper, to which costs are scaled
@@ -99,6 +101,40 @@ def without_unknown(labels: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return torch.where(has_foreground | whole, labels, UNKNOWN)
 
 
+@torch.no_grad()
+def slice_labels(
+    network: Any,
+    slices: Tensor,
+    target: Tensor,
+    costs: Sequence[float],
+    alpha: float = ALPHA,
+    *,
+    regions: bool = False,
+    ignore_label: int | None = None,
+) -> Tensor:
+    """Labels `[N]` of slices: what the candidates of `network` (a `MedDANet`), as they are now, are worth on each.
+
+    Only slices with foreground run the candidates.
+
+    Args:
+        slices: `[N, C, H, W]`.
+        target, regions, ignore_label: see `truth_and_valid`.
+        costs, alpha: see `choice_labels`.
+
+    Returns:
+        `[N]` int64: 0 for skip, 1 + the index of a candidate, or `UNKNOWN`.
+    """
+    truth, valid = truth_and_valid(target, network.num_classes, regions=regions, ignore_label=ignore_label)
+    foreground = truth.any(1).flatten(1).sum(1)
+    where = foreground.nonzero()[:, 0]
+    scores = torch.zeros(len(slices), len(network.candidates), device=slices.device)
+    if len(where):
+        for index in range(len(network.candidates)):
+            logits = network.candidate(index, slices[where])
+            scores[where, index] = slice_dice(logits, truth[where], valid[where], regions=regions)
+    return without_unknown(choice_labels(scores, foreground, costs, alpha), truth, valid)
+
+
 def decision_loss(logits: Tensor, labels: Tensor, class_weights: Sequence[float]) -> Tensor:
     """Weighted cross-entropy (equation 7) in float32; 0 with a gradient of 0 where no label is known.
 
@@ -108,4 +144,5 @@ def decision_loss(logits: Tensor, labels: Tensor, class_weights: Sequence[float]
     weights = torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
     if not bool((labels != UNKNOWN).any()):
         return logits.float().sum() * 0
-    return F.cross_entropy(logits.float(), labels, weights, ignore_index=UNKNOWN)
+    with without_autocast(logits.device):
+        return F.cross_entropy(logits.float(), labels, weights, ignore_index=UNKNOWN)

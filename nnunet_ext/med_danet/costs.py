@@ -1,49 +1,15 @@
-"""What one slice costs in a bank and its decision network, and what routing spent; true multiply-adds."""
+"""What one slice costs in a bank and its decision network, counted on them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from nnunet_ext.costs.complexity import GIGA, complexity_report, count_flops
+from nnunet_ext.costs.complexity import complexity_report, count_flops
+from nnunet_ext.med_danet.accounting import SliceCosts
 from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.med_danet.options import MedDANetOptions
 from nnunet_ext.planning.options import PLANS_KEY
-
-
-@dataclass(frozen=True)
-class SliceCosts:
-    """Multiply-adds of one slice of `size` (height and width in pixels), and the candidates' titles in the same order.
-
-    `largest` is the index of the candidate that predicts while nothing is routed.
-    """
-
-    size: tuple[int, int]
-    titles: tuple[str, ...]
-    candidates: tuple[int, ...]
-    decision: int
-    largest: int
-
-    def spent(self, counts: Sequence[int]) -> int:
-        """Multiply-adds of routing, decisions included; `counts` of slices skipped, then sent to each candidate."""
-        chosen = sum(count * macs for count, macs in zip(counts[1:], self.candidates, strict=True))
-        return sum(counts) * self.decision + chosen
-
-    def report(self, counts: Sequence[int]) -> dict[str, Any]:
-        """The same as JSON values, beside the largest candidate on all slices; tiles and mirrored passes count each."""
-        slices = sum(counts)
-        return {
-            "slices": slices,
-            "slice_size": list(self.size),
-            "choices": ["skip", *self.titles],
-            "counts": list(counts),
-            "ratios": [count / max(1, slices) for count in counts],
-            "gmacs": self.spent(counts) / GIGA,
-            "gmacs_decision": slices * self.decision / GIGA,
-            "gmacs_unrouted": slices * self.candidates[self.largest] / GIGA,
-            "convention": "true",
-        }
 
 
 def slice_costs(network: MedDANet, size: Sequence[int]) -> SliceCosts:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.med_danet.candidates import SliceNorm
+from nnunet_ext.layers.norm import SliceNorm
 
 STEM = 12
 STAGES = ((4, 24), (8, 48), (4, 96))  # units and channels

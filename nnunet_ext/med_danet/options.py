@@ -80,8 +80,3 @@ class MedDANetOptions(TrainingOptions):
                 f"found {self.leaving_candidates}."
             )
         return sorted(chosen)
-
-
-def warm_poly_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up over `warmup` steps, times (1 - step / total)^0.9; the authors' schedule, by optimizer steps."""
-    return peak * min(1.0, (step + 1) / max(1, warmup)) * (1 - step / total) ** 0.9

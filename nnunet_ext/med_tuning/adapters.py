@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.precision import without_autocast
 
 BRANCHES = ("conv3", "conv5", "frequency", "conv9", "conv11")
 INTERACTIONS = ("concat", "add", "max", "none")
@@ -46,7 +47,7 @@ class FrequencyBranch(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """`z [B, h, D, H, W]` -> the same shape and dtype."""
         dtype = torch.promote_types(z.dtype, torch.float32)
-        with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False):
+        with without_autocast(z.device):
             result = self._circulant(z.to(dtype)) if self.form == "circulant" else self._fft(z.to(dtype))
         return result.to(z.dtype)
 

@@ -13,22 +13,14 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.norm import SliceNorm
 from nnunet_ext.med_tuning.backbones import Layout
 
 _WIDTH = 256
 
 
-class _Norm(nn.BatchNorm2d):
-    """Batch norm that takes its running statistics where a batch has one value a channel, which has no variance."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
-
-
 def _conv(c_in: int, c_out: int, size: int) -> nn.Sequential:
-    layers = nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=False), _Norm(c_out), nn.ReLU(inplace=True)
+    layers = nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=False), SliceNorm(c_out), nn.ReLU(inplace=True)
     return nn.Sequential(*layers)
 
 
@@ -61,7 +53,7 @@ class UPerNet(Decoder):
         super().__init__(layout, num_classes, _WIDTH, size=3)
         first, *others = layout.widths
         deepest = layout.widths[-1]
-        self.first = nn.Sequential(nn.Conv2d(first, _WIDTH, 1), _Norm(_WIDTH), nn.GELU())
+        self.first = nn.Sequential(nn.Conv2d(first, _WIDTH, 1), SliceNorm(_WIDTH), nn.GELU())
         self.bins = (1, 2, 4, 6)
         self.pools = nn.ModuleList(_conv(deepest, deepest // len(self.bins), 1) for _ in self.bins)
         pooled = deepest + len(self.bins) * (deepest // len(self.bins))

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.padding import crop, pad_to
 from nnunet_ext.med_tuning.adapters import BRANCHES
 from nnunet_ext.med_tuning.backbones import (
     FittedState,
@@ -130,10 +130,8 @@ class MedTuningNet(nn.Module):
         volume = self._pad(x.unsqueeze(2) if flat else x)
         inputs, outputs = self._encode(volume.transpose(1, 2).flatten(0, 1))
         logits = self.decoder(inputs, outputs).unflatten(0, (-1, self.slices)).transpose(1, 2)
-        for axis, length in zip((-2, -1), x.shape[-2:], strict=True):
-            logits = logits.narrow(axis, 0, length)
-        logits = logits.squeeze(2) if flat else logits.narrow(2, 0, x.shape[2])
-        return logits.contiguous()
+        logits = crop(logits, (1, *x.shape[2:]) if flat else x.shape[2:])
+        return (logits.squeeze(2) if flat else logits).contiguous()
 
     def _encode(self, slices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Padded slices `[B * D, C, H, W]` -> inputs and outputs of the stages `[B * D, h, w, d]`."""
@@ -151,13 +149,13 @@ class MedTuningNet(nn.Module):
         return inputs, outputs
 
     def _pad(self, volume: Tensor) -> Tensor:
-        missing = [full - side for full, side in zip((self.slices, *self.layout.size), volume.shape[2:], strict=True)]
-        if min(missing) < 0:
+        size = (self.slices, *self.layout.size)
+        if any(side > full for side, full in zip(volume.shape[2:], size, strict=True)):
             raise ConfigurationError(
                 f"An image of {list(volume.shape[2:])} voxels is larger than the patch {list(self.patch_size)} "
                 f"for which this network was built."
             )
-        return F.pad(volume, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else volume
+        return pad_to(volume, size)
 
     def frozen_names(self) -> list[str]:
         """The state dict's names of tensors that the tuning method leaves as they were pretrained."""

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.layers.padding import pad_to_multiple
 from nnunet_ext.med_tuning.adapters import DepthwiseConv, MedAdapter, check_adapter, hidden_width
 from nnunet_ext.med_tuning.backbones import Layout, run_block
 
@@ -259,7 +260,7 @@ def _prompted_swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor
     count, (height, width) = prompts.shape[1], x.shape[1:3]
     (rows, columns), shift = block.window_size, block.shift_size
     shifted = torch.roll(block.norm1(x), shifts=(-shift[0], -shift[1]), dims=(1, 2))
-    shifted = F.pad(shifted, (0, 0, 0, -width % columns, 0, -height % rows))
+    shifted = pad_to_multiple(shifted.movedim(-1, 1), (rows, columns)).movedim(1, -1)
     windows = window_partition(shifted, (rows, columns)).flatten(1, 2)
     number = len(windows) // len(x)
     attended = _attention(block, windows, block.norm1(prompts).repeat_interleave(number, dim=0))

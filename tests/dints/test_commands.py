@@ -1,8 +1,6 @@
 """`nnunet_ext plan`, `info` and `demo` with DiNTS."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest

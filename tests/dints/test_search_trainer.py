@@ -123,31 +123,32 @@ class TestDiNTSSearchTrainer(TrainerContract):
         other.load_checkpoint(f"{workspace.root}/border.pth")
         assert other.iterations == 8
         assert_equal(self.snapshot(other), state)
-        assert len(other.architecture_optimizer.state_dict()["state"]) == 2
+        assert len(other.architecture.adam.state_dict()["state"]) == 2
 
     def test_logits_rest_in_the_first_phase_and_move_in_the_second(self, workspace):
         trainer = self.build()
         trainer.initialize()
-        start = [logits.clone() for logits in trainer.logits]
+        start = [logits.clone() for logits in trainer.architecture.logits]
         self.run_epoch(trainer)
-        assert all(torch.equal(a, b) for a, b in zip(start, trainer.logits, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(start, trainer.architecture.logits, strict=True))
         assert not (workspace.model_fold(trainer) / "architecture.json").exists()
         weight = next(p for p in trainer.network.parameters() if p.requires_grad)
         before = weight.detach().clone()
         self.run_epoch(trainer)
         assert not torch.equal(weight, before)
-        for a, b in zip(start, trainer.logits, strict=True):
+        for a, b in zip(start, trainer.architecture.logits, strict=True):
             assert (a != b).all()
             assert not b.requires_grad and b.grad is None
         in_weights = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-        assert not in_weights & {id(logits) for logits in trainer.logits}
+        assert not in_weights & {id(logits) for logits in trainer.architecture.logits}
 
     def test_the_architecture_step_leaves_the_weights_alone(self, workspace):
         trainer = self.build()
         trainer.initialize()
         trainer.iterations = 5
         before = [p.detach().clone() for p in trainer.network.parameters() if p.requires_grad]
-        trainer.architecture_step(self.batch(trainer, 1)["architecture"])
+        batch = self.batch(trainer, 1)["architecture"]
+        trainer.architecture.step(batch["data"], batch["target"], trainer.loss, 0.5)
         after = [p for p in trainer.network.parameters() if p.requires_grad]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert all(p.grad is None for p in after)
@@ -158,7 +159,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
         ramps, rates = [], []
         for trainer.iterations in range(13):
             trainer._set_rate()
-            ramps.append(trainer.ramp)
+            ramps.append(trainer.search.ramp(trainer.iterations))
             rates.append(trainer.optimizer.param_groups[0]["lr"])
         assert ramps == pytest.approx([0] * 5 + [k / 8 for k in range(1, 9)])
         assert rates == pytest.approx([0.025, 0.025 + 0.175 / 3, 0.025 + 0.35 / 3] + [0.2] * 4 + [0.1] * 4 + [0.05] * 2)
@@ -207,7 +208,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
         trainer.on_validation_epoch_start()
         with torch.no_grad():
             both = trainer.validation_step(self.batch(trainer, 1))
-        network = DiNTSNet(1, 3, strides=STRIDES, base_features=3, **trainer.decoded.code.settings()).eval()
+        network = DiNTSNet(1, 3, strides=STRIDES, base_features=3, **trainer.snapshot.decoded.code.settings()).eval()
         weights = trainer.network.state_dict()
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
         batch = self.batch(trainer, 1)
@@ -261,7 +262,7 @@ def search(sigma, seed):
     )  # fmt: skip
     trainer = DiNTSSearchTrainer(plans, "3d_fullres", 0, dict(LABELS), torch.device("cpu"))
     trainer.initialize()
-    costs = pattern_costs(trainer.logits[0].detach().numpy())
+    costs = pattern_costs(trainer.architecture.logits[0].detach().numpy())
     start = [list(patterns(3)[k]) for k in costs.argmin(1)]
 
     def batch(number):
@@ -299,7 +300,7 @@ def test_a_small_budget_gives_a_cheaper_network_than_a_large_one(budgets, seed):
     for sigma in (0.2, 0.8):
         trainer, _ = budgets[seed, sigma]
         ratios[sigma] = trainer.history_row()["memory_ratio"]
-        network = DiNTSNet(1, 3, strides=trainer.supernet.strides, **trainer.decoded.code.settings())
+        network = DiNTSNet(1, 3, strides=trainer.net.strides, **trainer.snapshot.decoded.code.settings())
         gmacs[sigma] = count_flops(network, 1, (8, 16, 16)) / 2e9
     assert ratios == pytest.approx({0.2: 0.2, 0.8: 0.8}, abs=0.1)
     assert gmacs[0.2] < 0.7 * gmacs[0.8]
@@ -308,5 +309,7 @@ def test_a_small_budget_gives_a_cheaper_network_than_a_large_one(budgets, seed):
 @pytest.mark.slow
 def test_the_search_finds_what_it_did_not_start_with(budgets):
     for trainer, start in budgets.values():
-        code = ArchitectureCode.of(*trainer.decoded.code.settings().values())  # which refuses what is infeasible
+        code = ArchitectureCode.of(
+            *trainer.snapshot.decoded.code.settings().values()
+        )  # which refuses what is infeasible
         assert [list(row) for row in code.active] != start

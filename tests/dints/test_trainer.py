@@ -6,7 +6,7 @@ from dints.small import random_code
 from end_to_end.stock import shrink
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE
-from nnunet_ext.dints.options import stepped_rate
+from nnunet_ext.dints.schedule import stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 

@@ -14,7 +14,8 @@ from nnunet_ext.med_danet.choice import (
     truth_and_valid,
     without_unknown,
 )
-from nnunet_ext.med_danet.options import MedDANetOptions, warm_poly_rate
+from nnunet_ext.med_danet.options import MedDANetOptions
+from nnunet_ext.med_danet.phases import warm_poly_rate
 
 F_128 = [0.605, 1.067, 2.358, 4.979]
 F_240 = [2.126, 3.75, 8.882, 19.878]

@@ -7,7 +7,7 @@ import torch
 from med_danet.small import PLAIN_UNET, TINY_BANK, arch_kwargs, with_choices
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_danet.candidates import SliceNorm
+from nnunet_ext.layers.norm import SliceNorm
 from nnunet_ext.med_danet.decision import DecisionNetwork
 from nnunet_ext.med_danet.network import SKIP_LOGIT, MedDANet
 

@@ -13,11 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli import main as cli
 from nnunet_ext.cli import predict
+from nnunet_ext.costs.unet import unet_macs
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.prediction.batching import BatchedTiles
-from nnunet_ext.trainers.med_danet import _RecordingPredictor, unet_macs, validating_with
+from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
 
 
 class BatchingPredictor(BatchedTiles, stock.nnUNetPredictor):
@@ -86,7 +87,7 @@ def test_3d_is_left_to_the_stock_predictor():
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_each_slice_keeps_what_it_got(configuration):
     choices, sides = [2, 0, 1, 1, 0], (16, 16)  # in 3D one tile of 8 slices: 1 before, 2 after
-    predictor = predictor_of(_RecordingPredictor, configuration, network_of(configuration))
+    predictor = predictor_of(RecordingPredictor, configuration, network_of(configuration))
     predictor.predict_sliding_window_return_logits(volume(choices, sides))
     predictor.predict_sliding_window_return_logits(volume([0, 0, 1], sides))
     (votes, padding), (second, _) = predictor.votes
@@ -97,7 +98,7 @@ def test_each_slice_keeps_what_it_got(configuration):
 
 
 def test_overlapping_tiles_vote_once_each():
-    predictor = predictor_of(_RecordingPredictor, "3d_fullres", network_of("3d_fullres"))
+    predictor = predictor_of(RecordingPredictor, "3d_fullres", network_of("3d_fullres"))
     predictor.predict_sliding_window_return_logits(volume([1] * 12, (16, 16)))
     ((votes, padding),) = predictor.votes
     assert [row[1] for row in votes] == [4] * 4 + [8] * 4 + [4] * 4 and padding == [0, 0, 0]

@@ -1,0 +1,1 @@
+"""Pieces that networks of several methods share; plain torch."""

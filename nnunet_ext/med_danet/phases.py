@@ -1,0 +1,76 @@
+"""Which parts of Med-DANet learn when, and at which rate: functions of epoch and step alone (section 4.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunet_ext.med_danet.options import MedDANetOptions
+
+
+@dataclass(frozen=True)
+class Phases:
+    """First the bank, from which the leaving candidates go before the others, then the decision network.
+
+    Args:
+        candidates: how many there are.
+        leaving: indices of those that leave at `options.leave_start`.
+    """
+
+    options: MedDANetOptions
+    candidates: int
+    leaving: Sequence[int]
+
+    def decides(self, epoch: int) -> bool:
+        """Whether the decision network learns in this epoch, and the bank does not."""
+        return epoch >= self.options.decision_start
+
+    def active(self, epoch: int) -> list[int]:
+        """Indices of the candidates that learn in this epoch."""
+        if self.decides(epoch):
+            return []
+        gone = self.leaving if epoch >= self.options.leave_start else ()
+        return [index for index in range(self.candidates) if index not in gone]
+
+    def rate(self, epoch: int, step: int) -> float:
+        """The learning rate of a step (from 0) in an epoch: each phase has its own warm-up of one epoch and decay."""
+        options, start = self.options, self.options.decision_start
+        begin, end, peak = (0, start, options.initial_lr)
+        if self.decides(epoch):
+            begin, end, peak = start, options.num_epochs, options.decision_lr
+        pace = options.num_iterations_per_epoch
+        done = (epoch - begin) * pace + min(step, pace - 1)
+        return warm_poly_rate(done, (end - begin) * pace, pace, peak)
+
+    def text(self, titles: Sequence[str], largest: int) -> str:
+        """What the training says of itself at its start."""
+        leave, start, epochs = self.options.leave_start, self.options.decision_start, self.options.num_epochs
+        listed = ", ".join(f"{number} {title}" for number, title in enumerate(titles, start=1))
+        gone = ", ".join(str(index + 1) for index in self.leaving) or "none"
+        then = (
+            f"Epochs {start} to {epochs - 1} train the decision network; until its first is over, "
+            if start < epochs
+            else "No epoch is left for the decision network: "
+        )
+        return (
+            f"Bank: {listed}. Epochs 0 to {start - 1} train it; candidates that leave at epoch {leave}: {gone}. {then}"
+            f"{titles[largest]} predicts every slice."
+        )
+
+
+def warm_poly_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up over `warmup` steps, times (1 - step / total)^0.9; the authors' schedule, by optimizer steps."""
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * (1 - step / total) ** 0.9
+
+
+def thinned(data: Tensor, target: Tensor, slices: int) -> tuple[Tensor, Tensor]:
+    """At most `slices` slices of a batch of 3D patches `[B, C, D, H, W]`, at the same random depths in every patch.
+
+    Images in 2D, and batches that have no more, are returned as they are.
+    """
+    keep = max(1, slices // len(data))
+    if data.ndim == 4 or data.shape[2] <= keep:
+        return data, target
+    chosen = torch.randperm(data.shape[2])[:keep].sort().values.to(data.device)
+    return data.index_select(2, chosen), target.index_select(2, chosen)
