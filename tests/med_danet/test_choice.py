@@ -11,6 +11,7 @@ from nnunet_ext.med_danet.choice import (
     decision_loss,
     scaled_costs,
     slice_dice,
+    slice_labels,
     truth_and_valid,
     without_unknown,
 )
@@ -198,3 +199,63 @@ def test_the_rate_warms_up_and_falls_to_almost_nothing():
     assert rates[0] == pytest.approx(0.1) and rates[4] == pytest.approx(0.5 * 0.96**0.9)
     assert rates[50] == pytest.approx(0.5**0.9)
     assert 0 < rates[99] < 0.02
+
+
+# labels of slices by what the candidates are worth on them
+
+
+class Bank:
+    """Candidates by their answers: 1 is right everywhere, 2 right but for one pixel, 0 says background."""
+
+    num_classes = 3
+
+    def __init__(self, target):
+        self.truth, self.candidates, self.seen = target, [None] * 3, []
+
+    def candidate(self, index, x):
+        self.seen.append((index, len(x)))
+        labels = self.truth[x[:, 0, 0, 0].long(), 0].long()
+        if index == 0:
+            labels = torch.zeros_like(labels)
+        if index == 2:
+            labels[:, 0, 0] = 2
+        return torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+
+
+def numbered(count):
+    """Slices that hold their own number."""
+    return torch.arange(float(count)).view(-1, 1, 1, 1).expand(count, 1, 8, 8)
+
+
+def some_target():
+    target = torch.zeros(4, 1, 8, 8)
+    target[1:, :, 2:4] = 1
+    target[2:, :, 4:5] = 2
+    return target
+
+
+def test_labels_follow_the_best_candidate_and_only_foreground_asks_them():
+    target = some_target()
+    bank = Bank(target)
+    assert slice_labels(bank, numbered(4), target, [1.0, 2.0, 3.0]).tolist() == [0, 2, 2, 2]
+    assert bank.seen == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_cheapness_decides_where_alpha_says_so():
+    target = some_target()
+    costs = [3.0, 2.0, 0.1]
+    assert slice_labels(Bank(target), numbered(4), target, costs, alpha=1.0).tolist() == [0, 3, 3, 3]
+    assert slice_labels(Bank(target), numbered(4), target, costs, alpha=0.0).tolist() == [0, 2, 2, 2]
+
+
+def test_slices_without_annotation_have_no_label():
+    target = some_target()
+    target[0], target[3, :, 6:] = 9, 9
+    found = slice_labels(Bank(target.where(target != 9, 0)), numbered(4), target, [1.0, 2.0, 3.0], ignore_label=9)
+    assert found.tolist() == [UNKNOWN, 2, 2, 2]
+
+
+def test_labels_teach_nothing_back():
+    target = some_target()
+    slices = numbered(4).clone().requires_grad_()
+    assert not slice_labels(Bank(target), slices, target, [1.0, 2.0, 3.0]).requires_grad
