@@ -24,7 +24,7 @@ class Method:
         planner_path: class of the planner, which is called ...Planner.
         network_path: class of the network; its dotted path is what plans files name.
         options_path: dataclass of the training options.
-        arch_kwargs_path: function strides -> default arch_kwargs.
+        arch_kwargs_path: function (strides, patch_size) -> default arch_kwargs.
         presets_path: dict preset -> settings for `nnunet_ext plan`.
         docs: its page in the repository.
         report_paths: `method` of a trainer -> function ModelFolder -> `report.parts.Section`, or None where it has
@@ -92,9 +92,9 @@ class Method:
         """The dataclass of the training options."""
         return _locate(self.options_path)
 
-    def arch_kwargs_from_strides(self) -> Callable[..., dict[str, Any]]:
-        """The function strides -> default arch_kwargs."""
-        return _locate(self.arch_kwargs_path)
+    def arch_kwargs_at(self, strides: Any, patch_size: Any) -> dict[str, Any]:
+        """The default arch_kwargs for a plan's strides and patch (voxels), JSON values only."""
+        return _locate(self.arch_kwargs_path)(strides, patch_size)
 
     def preset_settings(self) -> dict[str, dict[str, Any]]:
         """Preset name -> settings for `nnunet_ext plan`."""
@@ -160,7 +160,7 @@ METHODS = {
             planner_path="nnunet_ext.plans.dints.DiNTSPlanner",
             network_path="nnunet_ext.dints.network.DiNTSNet",
             options_path="nnunet_ext.dints.options.DiNTSOptions",
-            arch_kwargs_path="nnunet_ext.dints.network.arch_kwargs_from_strides",
+            arch_kwargs_path="nnunet_ext.dints.network.arch_kwargs_at",
             presets_path="nnunet_ext.dints.presets.PRESETS",
             docs="docs/dints.md",
             report_paths={
@@ -179,7 +179,7 @@ METHODS = {
             planner_path="nnunet_ext.plans.e2enet.E2ENetPlanner",
             network_path="nnunet_ext.e2enet.network.E2ENet",
             options_path="nnunet_ext.e2enet.options.E2ENetOptions",
-            arch_kwargs_path="nnunet_ext.e2enet.network.arch_kwargs_from_strides",
+            arch_kwargs_path="nnunet_ext.e2enet.network.arch_kwargs_at",
             presets_path="nnunet_ext.e2enet.presets.PRESETS",
             docs="docs/e2enet.md",
             report_paths={"e2enet": "nnunet_ext.e2enet.report.section"},
@@ -194,7 +194,7 @@ METHODS = {
             planner_path="nnunet_ext.plans.med_danet.MedDANetPlanner",
             network_path="nnunet_ext.med_danet.network.MedDANet",
             options_path="nnunet_ext.med_danet.options.MedDANetOptions",
-            arch_kwargs_path="nnunet_ext.med_danet.network.arch_kwargs_from_strides",
+            arch_kwargs_path="nnunet_ext.med_danet.network.arch_kwargs_at",
             presets_path="nnunet_ext.med_danet.presets.PRESETS",
             docs="docs/med_danet.md",
             report_paths={"med_danet": "nnunet_ext.med_danet.report.section"},
@@ -208,7 +208,7 @@ METHODS = {
             planner_path="nnunet_ext.plans.med_tuning.MedTuningPlanner",
             network_path="nnunet_ext.med_tuning.network.MedTuningNet",
             options_path="nnunet_ext.med_tuning.options.MedTuningOptions",
-            arch_kwargs_path="nnunet_ext.med_tuning.network.arch_kwargs_from_strides",
+            arch_kwargs_path="nnunet_ext.med_tuning.network.arch_kwargs_at",
             presets_path="nnunet_ext.med_tuning.presets.PRESETS",
             docs="docs/med_tuning.md",
             report_paths={"med_tuning": "nnunet_ext.med_tuning.report.section"},

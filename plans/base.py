@@ -1,7 +1,7 @@
 """What all our planners share: nnU-Net's planning with a method's own network and its memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -22,11 +22,12 @@ class ExtPlanner(ExperimentPlanner):
     """Plans a method's network in the configurations that it supports, and nnU-Net's U-Net in the others (2d).
 
     nnU-Net's rules for spacing, aspect, divisibility and batch size are kept; what is asked of the method is how many
-    feature-map elements a training step keeps. A method sets the class attributes and `arch_kwargs`.
+    feature-map elements a training step keeps. A method sets the class attributes.
     """
 
     network_class: ClassVar[type[Any]]
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
+    arch_kwargs_at: ClassVar[Callable[..., dict[str, Any]]]  # strides, patch_size -> the network's arch_kwargs
 
     def __init__(
         self,
@@ -46,16 +47,6 @@ class ExtPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-
-    @classmethod
-    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The network's arch_kwargs for these strides."""
-        raise NotImplementedError
-
-    @classmethod
-    def arch_kwargs_at(cls, strides: Sequence[Sequence[int]], patch_size: Sequence[int]) -> dict[str, Any]:
-        """As `arch_kwargs`, for networks that must know their patch (voxels) too."""
-        return cls.arch_kwargs(strides)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Shares nnU-Net's preprocessed data where ours is the same: 2d and 3d_fullres, preprocessed as by default.

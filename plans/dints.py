@@ -1,9 +1,6 @@
 """DiNTSPlanner: nnU-Net's sizing with the feature maps of the paper's published network."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
+from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_at
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.plans.base import ExtPlanner
 
@@ -13,8 +10,4 @@ class DiNTSPlanner(ExtPlanner):
 
     network_class = DiNTSNet
     options_class = DiNTSOptions
-
-    @classmethod
-    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The published code over these strides."""
-        return arch_kwargs_from_strides(strides)
+    arch_kwargs_at = staticmethod(arch_kwargs_at)

@@ -1,9 +1,6 @@
 """E2ENetPlanner: nnU-Net's sizing with E2ENet's own feature maps, which are about four times a U-Net's."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_from_strides
+from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_at
 from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.plans.base import ExtPlanner
 
@@ -13,8 +10,4 @@ class E2ENetPlanner(ExtPlanner):
 
     network_class = E2ENet
     options_class = E2ENetOptions
-
-    @classmethod
-    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The paper's network over these strides."""
-        return arch_kwargs_from_strides(strides)
+    arch_kwargs_at = staticmethod(arch_kwargs_at)

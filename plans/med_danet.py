@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
+from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
 from nnunet_ext.plans.base import ExtPlanner
 
@@ -15,11 +15,7 @@ class MedDANetPlanner(ExtPlanner):
 
     network_class = MedDANet
     options_class = MedDANetOptions
-
-    @classmethod
-    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The paper's bank over these strides."""
-        return arch_kwargs_from_strides(strides)
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
 
     @classmethod
     def static_estimate_VRAM_usage(cls, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> float:
@@ -28,9 +24,3 @@ class MedDANetPlanner(ExtPlanner):
         if len(patch) == 3:
             patch[0] = min(patch[0], cls.options_class().slices_per_step // _BATCH)
         return super().static_estimate_VRAM_usage(patch, *args, **kwargs)
-
-    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict:
-        """ExtPlanner's, with position embeddings for slices of the planned patch."""
-        plan = super().get_plans_for_configuration(*args, **kwargs)
-        plan["architecture"]["arch_kwargs"]["position_size"] = [int(side) for side in plan["patch_size"][-2:]]
-        return plan

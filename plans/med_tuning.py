@@ -1,9 +1,6 @@
 """MedTuningPlanner: nnU-Net's sizing with the feature maps that tuning keeps, for a network that knows its patch."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
+from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at
 from nnunet_ext.med_tuning.options import MedTuningOptions
 from nnunet_ext.med_tuning.weights import is_at_hand
 from nnunet_ext.planning.options import architecture_options
@@ -15,16 +12,7 @@ class MedTuningPlanner(ExtPlanner):
 
     network_class = MedTuningNet
     options_class = MedTuningOptions
-
-    @classmethod
-    def arch_kwargs(cls, strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The paper's network over these strides."""
-        return arch_kwargs_from_strides(strides)
-
-    @classmethod
-    def arch_kwargs_at(cls, strides: Sequence[Sequence[int]], patch_size: Sequence[int]) -> dict[str, Any]:
-        """The same for this patch: positions and slice filters are learned for one size."""
-        return arch_kwargs_from_strides(strides, patch_size)
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
 
     def plan_experiment(self) -> dict:
         """nnU-Net's; says where the weights are not on this machine, so that they are fetched in time."""

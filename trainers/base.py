@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,6 +55,7 @@ class ExtTrainer(nnUNetTrainer):
     method: ClassVar[str]
     network_class: ClassVar[type[Any]]
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
+    arch_kwargs_at: ClassVar[Callable[..., dict[str, Any]]]  # strides, patch_size -> the network's default arch_kwargs
 
     def __init__(
         self,
@@ -79,10 +81,10 @@ class ExtTrainer(nnUNetTrainer):
 
     # method: what a method says of itself
 
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
-        """method: the network's arch_kwargs for a plan that does not name our network (stock plans)."""
-        raise NotImplementedError
+    @classmethod
+    def arch_kwargs_from_configuration(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """The network's arch_kwargs for a plan that does not name our network (stock plans)."""
+        return cls.arch_kwargs_at(configuration_manager.pool_op_kernel_sizes, configuration_manager.patch_size)
 
     def on_initialized(self) -> None:
         """method: called once when network and optimizer exist, before the first step."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
-from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_from_strides
+from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_at
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.schedule import stepped_rate
 from nnunet_ext.errors import ConfigurationError
@@ -23,12 +23,8 @@ class DiNTSTrainer(ExtTrainer):
     method = "dints"
     network_class = DiNTSNet
     options_class = DiNTSOptions
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
     options: DiNTSOptions
-
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
-        """The published code over the plan's strides."""
-        return arch_kwargs_from_strides(configuration_manager.pool_op_kernel_sizes)
 
     @classmethod
     def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> DiNTSOptions:

@@ -61,8 +61,8 @@ class DiNTSSearchTrainer(ExtTrainer):
         self.discrete_dice: float | None = None
         self._random_state: dict[str, Any] | None = None
 
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
+    @classmethod
+    def arch_kwargs_from_configuration(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
         """The supernet that the options describe, over the plan's strides."""
         options = DiNTSOptions.from_plans(configuration_manager.configuration.get(PLANS_KEY))
         planned = named_arch_kwargs(configuration_manager, DiNTSNet) or {}

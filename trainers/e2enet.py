@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-
-from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_from_strides
+from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_at
 from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares
 from nnunet_ext.trainers.base import ExtTrainer
@@ -16,12 +14,8 @@ class E2ENetTrainer(ExtTrainer):
     method = "e2enet"
     network_class = E2ENet
     options_class = E2ENetOptions
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
     options: E2ENetOptions
-
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
-        """The paper's network (base width 48, sparsity 0.8) over the plan's strides."""
-        return arch_kwargs_from_strides(configuration_manager.pool_op_kernel_sizes)
 
     def on_initialized(self) -> None:
         """Attaches the moving masks to the optimizer."""

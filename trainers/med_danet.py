@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -22,7 +22,7 @@ from nnunet_ext.med_danet.accounting import EpochNotes, report_text, row_text, s
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels
 from nnunet_ext.med_danet.costs import slice_costs
-from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
+from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
 from nnunet_ext.med_danet.phases import Phases, thinned
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler
@@ -37,13 +37,8 @@ class MedDANetTrainer(ExtTrainer):
     method = "med_danet"
     network_class = MedDANet
     options_class = MedDANetOptions
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
     options: MedDANetOptions
-
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
-        """The paper's bank over the plan's strides, with positions for the plan's slices."""
-        planar = [int(side) for side in configuration_manager.patch_size[-2:]]
-        return {**arch_kwargs_from_strides(configuration_manager.pool_op_kernel_sizes), "position_size": planar}
 
     @classmethod
     def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> MedDANetOptions:

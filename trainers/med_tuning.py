@@ -13,7 +13,7 @@ from nnunet_ext.files import write_json
 from nnunet_ext.med_tuning.costs import part_counts
 from nnunet_ext.med_tuning.filters import change, slice_filters
 from nnunet_ext.med_tuning.frozen import round_to_half, with_halves
-from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
+from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at
 from nnunet_ext.med_tuning.options import MedTuningOptions
 from nnunet_ext.med_tuning.weights import find_weights, load_into, wanted
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options
@@ -32,14 +32,10 @@ class MedTuningTrainer(ExtTrainer):
     method = "med_tuning"
     network_class = MedTuningNet
     options_class = MedTuningOptions
+    arch_kwargs_at = staticmethod(arch_kwargs_at)
     options: MedTuningOptions
     weights: dict[str, Any] | None = None
     _is_new = True  # until a checkpoint is loaded
-
-    @staticmethod
-    def arch_kwargs_from_configuration(configuration_manager: ConfigurationManager) -> dict[str, Any]:
-        """The paper's ViT-B/16 with UPerNet and Med-Adapters."""
-        return arch_kwargs_from_strides(configuration_manager.pool_op_kernel_sizes)
 
     @classmethod
     def planned_arch_kwargs(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:

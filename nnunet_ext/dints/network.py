@@ -279,8 +279,8 @@ class DiNTSSearchNet(_DiNTS):
         ]
 
 
-def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The paper's retrained model over a plan's strides, JSON values only. Used by the trainer and the planner."""
+def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """The paper's retrained model for a plan, JSON values only; it takes any patch."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],
         **CVPR_CODE.for_dimensions(len(strides[0])).settings(),

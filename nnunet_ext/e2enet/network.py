@@ -264,8 +264,8 @@ class E2ENet(nn.Module):
         return (2 * taps * active_kernels + bias) * output_voxels
 
 
-def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The method's defaults for a plan with these strides, JSON values only. Used by the trainer and the planner."""
+def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """The paper's network (base width 48, sparsity 0.8) for a plan, JSON values only; it takes any patch."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],
         "features_per_stage": [min(48 * 2**level, 320) for level in range(len(strides))],

@@ -196,10 +196,10 @@ def _say_what_predicts(network: nn.Module, _: Any) -> None:
         )
 
 
-def arch_kwargs_from_strides(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The paper's bank for a plan's strides, JSON values only. Used by the trainer and the planner."""
+def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """The paper's bank for a plan, JSON values only, with positions for slices of the patch (voxels)."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],
         "candidates": copy.deepcopy(PAPER_BANK),
-        "position_size": list(POSITION_SIZE),
+        "position_size": [int(side) for side in (patch_size or POSITION_SIZE)[-2:]],
     }

@@ -191,9 +191,7 @@ class MedTuningNet(nn.Module):
         return math.ceil(kept_elements(shadow, x) / 2)
 
 
-def arch_kwargs_from_strides(
-    strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None
-) -> dict[str, Any]:
+def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
     """The paper's ViT-B/16 with UPerNet and Med-Adapters for a plan, JSON values only.
 
     Args:

@@ -43,8 +43,8 @@ class WeightsRecord:
     prefix: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return asdict(self)
+        """The record as JSON values; an empty prefix is left out."""
+        return {key: value for key, value in asdict(self).items() if key != "prefix" or value}
 
 
 def wanted(tuning: str, options: MedTuningOptions) -> bool:

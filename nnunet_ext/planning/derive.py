@@ -139,28 +139,42 @@ def _configuration(
     values = dict(values)
     before = values["architecture"]
     ours = before["network_class_name"] == method.network_path
-    arch_kwargs = before["arch_kwargs"] if ours else _default_arch_kwargs(before, method)
+    options = {**((values.get(PLANS_KEY) or {}) if ours else {}), **by_place["training"]}
+    values[PLANS_KEY] = asdict(method.options_class().from_plans(options))
+    patch_size = values["patch_size"]
+    values.update(_checked_sizes(by_place["configuration"], len(patch_size)))
+    if ours:
+        arch_kwargs = _at_patch(before["arch_kwargs"], method, patch_size, values["patch_size"])
+    else:
+        arch_kwargs = method.arch_kwargs_at(_strides(before, method), values["patch_size"])
     values["architecture"] = {
         "network_class_name": method.network_path,
         "arch_kwargs": _with_architecture_settings(arch_kwargs, by_place["architecture"], method),
         "_kw_requires_import": [],
     }
-    options = {**((values.get(PLANS_KEY) or {}) if ours else {}), **by_place["training"]}
-    values[PLANS_KEY] = asdict(method.options_class().from_plans(options))
-    values.update(_checked_sizes(by_place["configuration"], len(values["patch_size"])))
-    if "patch_size" in architecture_options(method.network_class()):  # networks that learn something of its size
-        values["architecture"]["arch_kwargs"]["patch_size"] = list(values["patch_size"])
     return values
 
 
-def _default_arch_kwargs(architecture: Mapping[str, Any], method: Method) -> dict[str, Any]:
+def _strides(architecture: Mapping[str, Any], method: Method) -> Any:
     strides = architecture.get("arch_kwargs", {}).get("strides")
     if strides is None:
         raise ConfigurationError(
             f"The architecture {architecture.get('network_class_name')} of these plans names no strides, "
             f"from which {method.title} could be derived. Start from nnUNetPlans."
         )
-    return method.arch_kwargs_from_strides()(strides)
+    return strides
+
+
+def _at_patch(
+    arch_kwargs: Mapping[str, Any], method: Method, before: Sequence[int], patch_size: Sequence[int]
+) -> dict[str, Any]:
+    """`arch_kwargs` of a plan whose patch was `before`: what followed it follows `patch_size`, the rest stays."""
+    strides = _strides({"arch_kwargs": arch_kwargs}, method)
+    old, new = (method.arch_kwargs_at(strides, patch) for patch in (before, patch_size))
+    moved = {
+        key: value for key, value in new.items() if value != old[key] and arch_kwargs.get(key, old[key]) == old[key]
+    }
+    return {**arch_kwargs, **moved}
 
 
 def _with_architecture_settings(

@@ -94,6 +94,18 @@ def test_one_step_is_that_of_adam_on_equation_11(ramp, floor):
     assert not any(p.requires_grad or p.grad is not None for p in architecture.logits)
 
 
+def test_the_floor_of_the_reference_is_an_option():
+    network = supernet()
+    with torch.no_grad():
+        network.log_alpha_a.mul_(8)  # probabilities as small as the floor
+    exact, floored = (
+        ArchitectureOptimizer(network, PATCH, DiNTSOptions.from_plans({"search_loss_floor": floor}))
+        for floor in (0.0, 1e-3)
+    )
+    relaxed = network.relaxed()
+    assert float(floored.regularisers(relaxed).topology) < 0.9 * float(exact.regularisers(relaxed).topology)
+
+
 def test_the_segmentation_loss_falls_along_steps_without_regularisers():
     network, (data, target) = supernet(), batch()
     architecture = ArchitectureOptimizer(network, PATCH, DiNTSOptions.from_plans({"search_architecture_lr": 0.02}))

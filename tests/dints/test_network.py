@@ -7,7 +7,7 @@ from dints.small import CUBES, random_code
 
 from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
-from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, arch_kwargs_from_strides
+from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, arch_kwargs_at
 from nnunet_ext.errors import ConfigurationError
 
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
@@ -65,7 +65,7 @@ def test_in_2d_the_pseudo_3d_operations_are_the_convolution():
 
 @pytest.mark.parametrize("code", [CVPR_CODE, ENDS_AT_THE_FINEST_SCALE, *(random_code(seed=s) for s in range(3))])
 def test_every_parameter_of_a_code_has_a_gradient(code):
-    network = DiNTSNet(1, 2, **{**arch_kwargs_from_strides(CUBES), **code.settings(), "base_features": 2})
+    network = DiNTSNet(1, 2, **{**arch_kwargs_at(CUBES), **code.settings(), "base_features": 2})
     assert network.code == code
     network(image(32, 32, 16)).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, active_kernels, masked_modules
-from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_from_strides
+from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_at
 from nnunet_ext.errors import ConfigurationError
 
 WIDTHS = [48, 96, 192, 320, 320, 320]
@@ -154,7 +154,7 @@ def test_the_grid_of_a_network_with_this_many_levels(levels):
 
 def test_defaults_for_a_plan_are_json_values_of_the_papers_network():
     strides = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)]
-    assert arch_kwargs_from_strides(strides) == {
+    assert arch_kwargs_at(strides) == {
         "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
         "features_per_stage": [48, 96, 192, 320],
         "sparsity": 0.8,

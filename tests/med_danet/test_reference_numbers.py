@@ -14,7 +14,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.decision import DecisionNetwork
-from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_from_strides
+from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.presets import PRESETS
 from nnunet_ext.methods import METHODS
 
@@ -91,7 +91,7 @@ def test_the_decision_network_costs_its_layers(size):
 
 
 def test_a_patch_costs_the_largest_candidate_on_every_slice():
-    kwargs = arch_kwargs_from_strides([[1, 1, 1], [1, 2, 2]])
+    kwargs = arch_kwargs_at([[1, 1, 1], [1, 2, 2]])
     report = planned_report(METHODS["med_danet"], 4, 4, [6, 128, 128], kwargs)
     assert report["true"] == {"gmacs": 6 * MACS_128[3] / 1e9, "gflops": 12 * MACS_128[3] / 1e9}
     assert report["parameters"]["total"] == sum(PARAMETERS) + 66_220

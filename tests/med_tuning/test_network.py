@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.decoders import DECODERS, PatchExpand
-from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_from_strides
+from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at
 from nnunet_ext.med_tuning.tuning import METHODS, _prompted_swin_block
 
 KINDS = pytest.mark.parametrize("kind", ["vit", "swin"])
@@ -364,9 +364,9 @@ def test_alpha_may_not_leave_a_swins_first_stage_without_channels():
 
 
 def test_default_arguments_are_the_papers_network():
-    kwargs = arch_kwargs_from_strides([(1, 1, 1), (1, 2, 2)])
+    kwargs = arch_kwargs_at([(1, 1, 1), (1, 2, 2)])
     assert "patch_size" not in kwargs
-    kwargs = arch_kwargs_from_strides([(1, 1, 1), (1, 2, 2)], patch_size=(8, 32, 32))
+    kwargs = arch_kwargs_at([(1, 1, 1), (1, 2, 2)], patch_size=(8, 32, 32))
     with torch.device("meta"):
         by_name = MedTuningNet(1, 2, **kwargs)
         by_default = MedTuningNet(1, 2, patch_size=[8, 32, 32])

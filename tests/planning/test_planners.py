@@ -6,9 +6,12 @@ import sys
 from importlib import import_module
 
 import pytest
-from end_to_end.stock import Workspace, write_image
+from end_to_end.stock import Workspace, stock_plans, write_image
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.discovery.registry import PLANNERS
+from nnunet_ext.methods import METHODS
+from nnunet_ext.planning.derive import derive_plans
 
 SPACING = [2.0, 1.0, 1.0]
 
@@ -50,6 +53,26 @@ def fingerprint(workspace, shape):
 
 def planner(name, workspace, **arguments):
     return getattr(import_module(PLANNERS[name]), name)(workspace.number, **arguments)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_planner_plan_command_and_trainer_build_one_network(method, configuration, workspace):
+    """For one patch and strides: planned by the planner, derived from stock plans, and trained on stock plans."""
+    if configuration == "2d" and not method.network_class().supports_2d:
+        pytest.skip("a 3D method")
+    planned = planner(method.planner, workspace).plan_experiment()["configurations"][configuration]
+    expected = planned["architecture"]["arch_kwargs"]
+    assert expected == json.loads(json.dumps(method.arch_kwargs_at(expected["strides"], planned["patch_size"])))
+    stock = stock_plans("nnUNetPlans", expected["strides"])
+    values = stock["configurations"]["3d_fullres"]
+    stock["configurations"] = {configuration: {**values, "patch_size": list(planned["patch_size"])}}
+    labels = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    settings = {"pretrained": False} if method.name == "med_tuning" else {}
+    derived = derive_plans(stock, labels, method, name="Own", settings=settings)
+    assert derived["configurations"][configuration]["architecture"]["arch_kwargs"] == expected
+    manager = PlansManager(stock).get_configuration(configuration)
+    assert method.trainer_class().planned_arch_kwargs(manager) == expected
 
 
 each_planner = pytest.mark.parametrize("name", PLANNERS)

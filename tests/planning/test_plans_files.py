@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from end_to_end.stock import stock_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.e2enet.network import arch_kwargs_from_strides
+from nnunet_ext.e2enet.network import arch_kwargs_at
 from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, get_method
@@ -68,7 +69,7 @@ def test_3d_configurations_get_the_methods_network_and_default_options(stock):
     for name in ("3d_lowres", "3d_fullres"):
         assert plans["configurations"][name]["architecture"] == {
             "network_class_name": "nnunet_ext.e2enet.network.E2ENet",
-            "arch_kwargs": arch_kwargs_from_strides(STRIDES),
+            "arch_kwargs": arch_kwargs_at(STRIDES),
             "_kw_requires_import": [],
         }
         assert plans["configurations"][name]["nnunet_ext"] == asdict(E2ENetOptions())
@@ -296,3 +297,40 @@ def test_the_command_lists_the_plans_that_are_there(folder, capsys):
     error = capsys.readouterr().err
     assert "Plans in this folder: nnUNetPlans" in error
     assert not (folder / "New.json").exists()
+
+
+# what belongs to one patch
+
+
+SMALL = stock_plans("nnUNetPlans", STRIDES)
+
+
+def derived(plans, method, **settings):
+    return derive_plans(
+        plans, DATASET_JSON, METHODS[method], name="A", settings=settings, configurations=["3d_fullres"]
+    )
+
+
+def arch_kwargs_of(plans):
+    return plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "key", "before", "after"),
+    [
+        ("med_danet", {}, "position_size", [16, 16], [32, 48]),
+        ("med_tuning", {"pretrained": False}, "patch_size", [8, 16, 16], [8, 32, 48]),
+    ],
+)
+def test_what_belongs_to_the_patch_follows_it(method, settings, key, before, after):
+    plans = derived(SMALL, method, **settings)
+    assert arch_kwargs_of(plans)[key] == before
+    assert arch_kwargs_of(derived(plans, method, patch_size=[8, 32, 48], **settings))[key] == after
+
+
+def test_positions_that_the_user_chose_stay():
+    plans = derived(SMALL, "med_danet", position_size=[64, 64])
+    later = derived(plans, "med_danet", patch_size=[8, 32, 48])
+    at_once = derived(SMALL, "med_danet", patch_size=[8, 32, 48], position_size=[64, 64])
+    for made in (plans, later, at_once):
+        assert arch_kwargs_of(made)["position_size"] == [64, 64]
