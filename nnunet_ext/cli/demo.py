@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli.arguments import add_device
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, get_method
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RAW_FOLDER",
         help="an nnU-Net raw data set (DatasetXXX_Name), which is only read (default: phantoms generated on the spot)",
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
+    add_device(parser)
     parser.add_argument(
         "--work-dir",
         type=Path,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
 from nnunet_ext.challenges.parallel import default_processes
+from nnunet_ext.cli.arguments import add_overwrite
 from nnunet_ext.errors import ConfigurationError
 
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", type=int, metavar="N", help="amos22: 1 (CT, default) or 2 (CT and MR)")
     parser.add_argument("--split", choices=("val", "test"), help="which official cases (default: the challenge's)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, write nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing archive")
+    add_overwrite(parser)
     rules = parser.add_argument_group("rules that are not known for sure, or that you may want otherwise")
     rules.add_argument("--subset", action="store_true", help="accept another set of cases than the official one")
     rules.add_argument("--missing", choices=("error", "warn"), help="what a case without prediction is")

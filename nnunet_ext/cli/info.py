@@ -2,19 +2,26 @@
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.costs.pt_score import TABLE_PATCH, Row, pt_scores, published_tables, read_table
+from nnunet_ext.costs.pt_score import TABLE_PATCH, published_tables
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
-from nnunet_ext.methods import method_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext info`."""
-    parser.add_argument("path", type=Path, help="a plans file, or the folder of a trained model")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a plans file, the folder of a trained model, or with --plans a planned data set (id, name or "
+        "DatasetXXX_Name)",
+    )
+    parser.add_argument("--plans", metavar="PLANS", help="plans of the data set, as for nnU-Net's -p")
     parser.add_argument(
         "--configuration", action="append", metavar="NAME", help="only this configuration; repeatable (default: all)"
     )
@@ -34,33 +41,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dice", type=float, help="mean Dice in percent for --rivals (default: the model's validation)"
     )
-    parser.add_argument("--measure", action="store_true", help="build other networks too and count; imports torch")
+    parser.add_argument("--measure", action="store_true", help="build networks of others too and count")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints one block per configuration."""
-    plans, dataset_json, folds = read_source(args.path)
-    names = args.configuration or list(plans["configurations"])
-    missing = [name for name in names if name not in plans["configurations"]]
+    from nnunet_ext.costs.describe import describe, rank, stored_size
+
+    if args.dice is not None and not 1 < args.dice <= 100:
+        raise ConfigurationError(f"--dice is in percent, such as 90.1, found {args.dice}.")
+    source = read_source(args.source, args.plans)
+    known = list(source.plans["configurations"])
+    names = args.configuration or ([source.configuration] if source.configuration else known)
+    missing = [name for name in names if name not in known]
     if missing:
         raise ConfigurationError(
-            f"No configuration {', '.join(missing)} in these plans. They have: {', '.join(plans['configurations'])}."
+            f"No configuration {', '.join(missing)} in these plans. They have: {', '.join(known)}."
         )
-    if args.configuration is None and folds:
-        names = [args.path.resolve().name.split("__")[-1]]
-    reports = {name: describe(plans, dataset_json, name, measure=args.measure, patch=args.patch) for name in names}
+    told: dict[str, Any] = {"trainer": source.trainer}
+    reports = {
+        name: describe(source.plans, source.dataset_json, name, measure=args.measure, patch=args.patch, **told)
+        for name in names
+    }
     for report in reports.values():
-        report["stored"] = stored_size(report, folds)
+        report["stored"] = stored_size(report, source.folds)
     table = None
     if args.rivals:
         suitable = [name for name, report in reports.items() if "paper" in report]
         if not suitable:
             raise ConfigurationError("--rivals needs a configuration whose network has a paper convention.")
-        dice = args.dice if args.dice is not None else validation_dice(folds)
+        dice = args.dice if args.dice is not None else validation_dice(source)
         edge = TABLE_PATCH.get(args.rivals)
         patch = args.patch or ([edge] * 3 if edge else None)
-        table = rank(args.rivals, describe(plans, dataset_json, suitable[0], measure=False, patch=patch), dice)
+        ours = describe(source.plans, source.dataset_json, suitable[0], measure=False, patch=patch, **told)
+        table = rank(args.rivals, ours, dice)
     if args.json:
         print(json.dumps({"configurations": reports, "rivals": table}, indent=2))
         return 0
@@ -71,16 +86,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
-    """Plans, dataset.json, and the fold folders where `path` is a model folder.
+@dataclass(frozen=True)
+class Source:
+    """Plans and dataset.json; of a model also its trainer, its configuration, its folds' folders and itself."""
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    trainer: str | None = None
+    configuration: str | None = None
+    folds: list[Path] = field(default_factory=list)
+    model: Path | None = None
+
+
+def read_source(source: str, plans_name: str | None = None) -> Source:
+    """What SOURCE means.
 
     Raises:
-        ConfigurationError: neither a plans file with its dataset.json beside it, nor a model folder.
+        ConfigurationError: neither a plans file with its dataset.json beside it, nor a model folder, nor a data set.
     """
+    if plans_name is not None:
+        from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans
+
+        folder = preprocessed_folder(source)
+        return Source(read_plans(folder, plans_name), read_dataset_json(folder))
+    path = Path(source)
     plans_file = path / "plans.json" if path.is_dir() else path
     dataset_file = plans_file.parent / "dataset.json"
     if not plans_file.is_file():
-        raise ConfigurationError(f"{path} is neither a plans file nor the folder of a trained model (no plans.json).")
+        raise ConfigurationError(
+            f"{path} is neither a plans file nor the folder of a trained model (no plans.json). Plans of a data set "
+            f"are named so: nnunet_ext info DATASET --plans PLANS"
+        )
     if not dataset_file.is_file():
         raise ConfigurationError(f"{dataset_file} does not exist; channels and labels are read from it.")
     try:
@@ -89,112 +125,28 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Path]]
         raise ConfigurationError(f"{plans_file} or {dataset_file} is not valid JSON ({error}).") from error
     if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
         raise ConfigurationError(f"{plans_file} is not a plans file: it has no 'configurations'.")
-    return plans, dataset_json, sorted(path.glob("fold_*")) if path.is_dir() else []
+    if not path.is_dir() or not (folds := sorted(path.glob("fold_*"))):
+        return Source(plans, dataset_json)
+    from nnunet_ext.report.model_folder import model_names
+
+    trainer, _, configuration = model_names(path)
+    return Source(plans, dataset_json, trainer, configuration, folds, path)
 
 
-def describe(
-    plans: Mapping[str, Any],
-    dataset_json: Mapping[str, Any],
-    name: str,
-    *,
-    measure: bool,
-    patch: list[int] | None = None,
-) -> dict[str, Any]:
-    """The cost report of one configuration, at `patch` (voxels) or the plan's own.
-
-    Networks that are not ours are built and counted only with `measure`.
-    """
-    configuration = resolved(plans, name)
-    if patch and len(patch) == len(configuration["patch_size"]):
-        configuration["patch_size"] = patch
-    architecture = configuration["architecture"]
-    channels, heads = channels_and_heads(configuration, dataset_json)
-    method = method_of(architecture["network_class_name"])
-    size = {"patch_size": configuration["patch_size"], "batch_size": configuration["batch_size"]}
-    if method is not None:
-        from nnunet_ext.costs.planned import planned_report
-
-        report = planned_report(method, channels, heads, configuration["patch_size"], architecture["arch_kwargs"])
-        further = method.further_cost_reports()(channels, heads, configuration)
-        return {"method": method.title, "num_classes": heads, **size, **report, "further": further}
-    report = {"network": architecture["network_class_name"], "input_channels": channels, "num_classes": heads, **size}
-    if measure:
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-        from nnunet_ext.costs.complexity import complexity_report
-
-        network = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            channels,
-            heads,
-            allow_init=False,
-            deep_supervision=False,
-        )
-        report.update(complexity_report(network, channels, configuration["patch_size"]))
-    return report
-
-
-def resolved(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits (nnU-Net's `inherits_from`)."""
-    chain: list[str] = []
-    while name is not None:
-        if name in chain or name not in plans["configurations"]:
-            raise ConfigurationError(f"'inherits_from' of configuration '{(chain or [name])[-1]}' leads nowhere.")
-        chain.append(name)
-        name = plans["configurations"][name].get("inherits_from")
-    merged: dict[str, Any] = {}
-    for ancestor in reversed(chain):
-        merged.update(plans["configurations"][ancestor])
-    return merged
-
-
-def channels_and_heads(configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> tuple[int, int]:
-    """Input channels and logits of the network, by nnU-Net's rules for regions, the ignore label and the cascade."""
-    labels = {key: value for key, value in dataset_json["labels"].items() if key != "ignore"}
-    regions = any(isinstance(value, (list, tuple)) and len(value) > 1 for value in labels.values())
-    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    foreground = len({v for value in labels.values() for v in (value if isinstance(value, list) else [value])} - {0})
-    if configuration.get("previous_stage"):
-        channels += foreground
-    return channels, len(labels) - (1 if regions else 0)
-
-
-def stored_size(report: Mapping[str, Any], folds: list[Path]) -> dict[str, float]:
-    """MB (1e6 bytes): of the active weights in fp32, and of the largest final checkpoint where there is one."""
-    sizes: dict[str, float] = {}
-    if "parameters" in report:
-        sizes["weights_mb"] = report["parameters"]["active"] * 4 / 1e6
-    files = [fold / "checkpoint_final.pth" for fold in folds]
-    found = [file.stat().st_size for file in files if file.is_file()]
-    if found:
-        sizes["checkpoint_mb"] = max(found) / 1e6
-    return sizes
-
-
-def validation_dice(folds: list[Path]) -> float:
-    """Mean foreground Dice in percent over the folds' validation summaries.
+def validation_dice(source: Source) -> float:
+    """Mean foreground Dice in percent over the cases of the cross-validation, as the report has it.
 
     Raises:
         ConfigurationError: there is none.
     """
-    summaries = [fold / "validation" / "summary.json" for fold in folds]
-    values = [read_json(file)["foreground_mean"]["Dice"] for file in summaries if file.is_file()]
-    if not values:
-        raise ConfigurationError("--rivals needs a mean Dice: give --dice, or the folder of a validated model.")
-    return 100 * sum(values) / len(values)
+    if source.model is not None:
+        from nnunet_ext.report.model_folder import read_model_folder
+        from nnunet_ext.report.scores import pooled_dice
 
-
-def rank(table: str, report: Mapping[str, Any], dice: float) -> list[dict[str, Any]]:
-    """The rows of the table and ours, each with its PT score, best first."""
-    size = "x".join(map(str, report["patch_size"]))
-    ours = Row(
-        f"this {report['method']} (patch {size})", dice, report["parameters"]["active"] / 1e6, report["paper"]["gflops"]
-    )
-    rows = [*read_table(table), ours]
-    scored = [{"pt": score, **vars(row)} for score, row in zip(pt_scores(rows), rows, strict=True)]
-    return sorted(scored, key=lambda entry: -entry["pt"])
+        dice = pooled_dice(read_model_folder(source.model).cross_validation)
+        if not math.isnan(dice):
+            return 100 * dice
+    raise ConfigurationError("--rivals needs a mean Dice: give --dice, or the folder of a validated model.")
 
 
 def text(name: str, report: Mapping[str, Any]) -> str:

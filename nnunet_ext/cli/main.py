@@ -1,6 +1,7 @@
 """`nnunet_ext`: the command with its subcommands, of which only the one that is used is imported."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,38 +14,70 @@ from nnunet_ext.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its module, which has `add_arguments(parser)` and `run(args) -> int`, and its line in the help."""
+    """A subcommand: its module, and its line in the help.
+
+    The module has `add_arguments(parser)` and `run(args) -> int`; or `run_words(words) -> int` alone where another
+    program's parser reads the arguments.
+    """
 
     module: str
     help: str
+    foreign: bool = False
 
 
 COMMANDS = {
     "demo": Command("nnunet_ext.cli.demo", "generate data, then plan, train, predict and score in a few minutes"),
     "doctor": Command("nnunet_ext.cli.doctor", "check that nnU-Net finds our trainers and planners"),
-    "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
+    "methods": Command("nnunet_ext.cli.methods", "list the methods with their trainers, planners and plans"),
+    "options": Command("nnunet_ext.cli.options", "list what can be set in a method's plans, with defaults and help"),
+    "presets": Command("nnunet_ext.cli.presets", "list a method's named settings"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
-    "predict": Command("nnunet_ext.cli.predict", "nnUNetv2_predict with batches of slices in 2d configurations"),
+    "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
+    "predict": Command("nnunet_ext.cli.predict", "nnUNetv2_predict with batches of slices in 2d configurations", True),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
+    "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
     "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
     "export": Command("nnunet_ext.cli.export", "check predictions and pack them as a challenge submission"),
     "score": Command("nnunet_ext.cli.score", "score predictions with a challenge's metrics, or compare two methods"),
-    "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `argv` (default: the process's arguments) and returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the console cannot show must not cost the result
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return args.run(args)
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except ConfigurationError as error:
         print(f"nnunet_ext: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # what reads the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except OSError as error:
+        print(f"nnunet_ext: {_os_error_text(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("nnunet_ext: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] in COMMANDS and COMMANDS[argv[0]].foreign:
+        return import_module(COMMANDS[argv[0]].module).run_words(argv[1:])
+    args = build_parser(argv).parse_args(argv)
+    return args.run(args)
+
+
+def _os_error_text(error: OSError) -> str:
+    """One sentence: which file, and what the system says of it."""
+    if error.filename is None or error.strerror is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{error.filename}: {error.strerror}. Give a place that exists and that you may write or read."
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -54,13 +87,15 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         description="Efficient and adaptive segmentation methods for unmodified nnU-Net v2.",
         epilog="Training and prediction are nnU-Net's own commands, for example: "
         "nnUNetv2_train DATASET 3d_fullres 0 -tr E2ENetTrainer -p E2ENetPlans",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     chosen = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=_sentence(command.help))
-        if name == chosen:
+        description = _sentence(command.help)
+        subparser = subparsers.add_parser(name, help=command.help, description=description, allow_abbrev=False)
+        if name == chosen and not command.foreign:
             module = import_module(command.module)
             module.add_arguments(subparser)
             subparser.set_defaults(run=_run_of(module))

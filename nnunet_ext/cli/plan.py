@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.cli.arguments import add_dataset, add_overwrite, device_flag
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, Method, get_method, method_of
 from nnunet_ext.planning.options import refuse_unknown
@@ -12,7 +13,7 @@ from nnunet_ext.planning.options import refuse_unknown
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext plan`."""
-    parser.add_argument("dataset", metavar="DATASET", help="name or number of a planned data set")
+    add_dataset(parser)
     parser.add_argument(
         "--method",
         choices=sorted(METHODS),
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METHOD/NAME",
-        help="named settings, for example e2enet/s90; repeatable, later ones and --set win",
+        help="named settings, for example e2enet/s90, or s90 beside --method; repeatable, later ones and --set win",
     )
     parser.add_argument(
         "--from",
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="change only this configuration; repeatable (default: all that the method supports)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing plans of that name")
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
             f"{method.title}: nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner}"
         )
     configuration = "3d_fullres" if "3d_fullres" in changed else next(iter(changed), "3d_fullres")
-    print(f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}")
+    print(
+        f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}{device_flag()}"
+    )
     return 0
 
 
@@ -118,7 +121,8 @@ def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple
     Raises:
         ConfigurationError: neither is given, an unknown preset, or presets of several methods.
     """
-    names = {preset.partition("/")[0] for preset in presets} | ({name} if name else set())
+    pairs = [_method_and_preset(preset, name) for preset in presets]
+    names = {method for method, _ in pairs} | ({name} if name else set())
     if len(names) != 1:
         found = ", ".join(sorted(names)) or "neither"
         raise ConfigurationError(
@@ -127,10 +131,25 @@ def chosen_method_and_presets(name: str | None, presets: Sequence[str]) -> tuple
     method = get_method(names.pop())
     settings: dict[str, Any] = {}
     known = method.preset_settings()
-    for preset in presets:
-        refuse_unknown([preset.partition("/")[2]], known, f"preset of {method.title}")
-        settings.update(known[preset.partition("/")[2]])
+    for _, preset in pairs:
+        refuse_unknown([preset], known, f"preset of {method.title}")
+        settings.update(known[preset])
     return method, settings
+
+
+def _method_and_preset(text: str, method: str | None) -> tuple[str, str]:
+    """ "e2enet/s90" -> e2enet, s90; "s90" belongs to `method`."""
+    owner, slash, preset = text.partition("/")
+    if slash:
+        return owner, preset
+    if method is not None:
+        return method, text
+    if text in METHODS:
+        raise ConfigurationError(f"--preset {text} names a method. Its presets: nnunet_ext presets {text}")
+    owners = [f"{name}/{text}" for name, known in METHODS.items() if text in known.preset_settings()]
+    if owners:
+        raise ConfigurationError(f"--preset {text} needs its method: --preset {' or --preset '.join(owners)}")
+    raise ConfigurationError(f"No method has a preset '{text}'. See: nnunet_ext presets METHOD")
 
 
 def _number(dataset: str) -> str:

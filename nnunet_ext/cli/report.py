@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_ext.cli.arguments import add_overwrite, check_output
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext report`."""
@@ -14,11 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-o",
-        dest="output",
+        "--output",
         type=Path,
         metavar="FILE",
         help="the page to write (default: report.html in the model folder)",
     )
+
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = read_model_folder(args.model_folder)
     output = args.output or model.path / "report.html"
+    check_output(output, overwrite=args.overwrite or args.output is None)  # its own page is made anew
     write_page(model, output)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
 from nnunet_ext.challenges.metrics import MEASURES
 from nnunet_ext.challenges.parallel import default_processes
+from nnunet_ext.cli.arguments import add_overwrite, check_output
 from nnunet_ext.errors import ConfigurationError
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="JSON", help="scores, with a CSV beside (default: PREDICTIONS/scores.json)"
     )
+    add_overwrite(parser)
     parser.add_argument("--task", type=int, metavar="N", help="amos22: 1 (default) or 2; msd: 1 to 10")
     parser.add_argument(
         "--compare", type=Path, metavar="OTHER_PREDICTIONS", help="score these too and compare case by case"
@@ -94,6 +96,7 @@ def _run(args: argparse.Namespace) -> None:
     output = args.output or args.predictions / "scores.json"
     if output.suffix != ".json":
         raise ConfigurationError(f"The scores go into a .json file, found {output.name!r}.")
+    check_output(output, overwrite=args.overwrite or args.output is None)  # its own file is made anew
     common = {"challenge": challenge, "missing": args.missing, "processes": args.np}
     result = score_folder(scoring, args.predictions, args.labels, **common)
     other = score_folder(scoring, args.compare, args.labels, **common) if args.compare else None

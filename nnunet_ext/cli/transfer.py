@@ -9,19 +9,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.cli.arguments import add_dataset, add_overwrite, check_output, device_flag
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_atomically
-from nnunet_ext.methods import METHODS
+from nnunet_ext.methods import METHODS, Method
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext transfer`."""
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint of one of our trainers")
-    parser.add_argument("dataset", metavar="DATASET", help="name or number of the new, planned data set")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of one of our trainers")
+    add_dataset(parser, help="the new, planned data set")
     parser.add_argument("--plans", required=True, metavar="PLANS", help="plans of the new training")
     parser.add_argument("--configuration", default="3d_fullres", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of what cannot be taken over (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the checkpoint to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,15 +34,16 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_ext.weights.checkpoints import read_checkpoint
     from nnunet_ext.weights.transfer import transfer
 
-    if args.output.exists():
-        raise ConfigurationError(f"{args.output} exists. Choose another output.")
+    check_output(args.output, args.overwrite)
     checkpoint = read_checkpoint(args.checkpoint)
-    method = next((m for m in METHODS.values() if m.trainer == checkpoint.get("trainer_name")), None)
+    method = _method_of(checkpoint)
     if method is None:
         raise ConfigurationError(
             f"{args.checkpoint} was written by {checkpoint.get('trainer_name')}. "
-            f"Known: {', '.join(m.trainer for m in METHODS.values())}."
+            f"Known: {', '.join(m.trainer for m in METHODS.values())}, and trainers made from them."
         )
+    if "init_args" not in checkpoint:
+        raise ConfigurationError(f"{args.checkpoint} holds no training: it is an output of this command.")
     made = checkpoint["init_args"]
     source = _network(method, made["plans"], made["dataset_json"], made["configuration"])
     source.load_state_dict(checkpoint["network_weights"])
@@ -49,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
         target = _network(method, read_plans(folder, args.plans), read_dataset_json(folder), args.configuration)
     taken, new = transfer(source, target)
+    if not taken:
+        raise ConfigurationError(
+            f"No tensor of {args.checkpoint} fits the network of {args.plans}, {args.configuration}. "
+            f"Nothing was written."
+        )
     content = {"network_weights": target.state_dict(), "trainer_name": method.trainer, "source": str(args.checkpoint)}
     write_atomically(args.output, lambda file: torch.save(content, file))
 
@@ -60,8 +68,15 @@ def run(args: argparse.Namespace) -> int:
         for name, reason in new.items():
             print(f"  {name}: {reason}")
     print(f"Train with: nnUNetv2_train {folder.name} {args.configuration} 0 -tr {method.trainer} -p {args.plans} "
-          f"-pretrained_weights {args.output}")  # fmt: skip
+          f"-pretrained_weights {args.output}{device_flag()}")  # fmt: skip
     return 0
+
+
+def _method_of(checkpoint: dict[str, Any]) -> Method | None:
+    """The method that trained: by the trainer's name, or for a trainer made from ours by what ours wrote."""
+    wrote = (checkpoint.get("nnunet_ext") or {}).get("method")
+    known = METHODS.values()
+    return next((m for m in known if checkpoint.get("trainer_name") == m.trainer or wrote == m.name), None)
 
 
 def _network(method: Any, plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -184,8 +185,12 @@ class Demo:
         print(f"\nModel        {self.model}\nPredictions  {self.predictions}\nLogs         {self.work / 'logs'}")
         print(f"Figure       {self.work / 'demo.png'}")
         print("\nNext, on your data, with nnUNet_raw, nnUNet_preprocessed and nnUNet_results set:")
+        flags = "" if self.device == "cuda" else f" -device {self.device}"
+        names = f"-tr {self.method.trainer} -p {self.method.plans_name}"
         print(f"  nnUNetv2_plan_and_preprocess -d ID -pl {self.method.planner} -c {CONFIGURATION}")
-        print(f"  nnUNetv2_train ID {CONFIGURATION} 0 -tr {self.method.trainer} -p {self.method.plans_name}")
+        print(f"  nnUNetv2_train ID {CONFIGURATION} 0 {names}{flags}")
+        print(f"  nnUNetv2_predict -i IMAGES -o OUTPUT -d ID -c {CONFIGURATION} -f 0 {names}{flags}")
+        print(f"\nA page about the model: nnunet_ext report {shlex.quote(str(self.model))}")
 
     def draw(self, cases: TestCases, dataset_json: Mapping[str, Any], scores: Scores) -> None:
         """The picture of the first test case."""

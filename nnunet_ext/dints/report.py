@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext.costs.planned import planned_report
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, code_of, read_code
 from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
@@ -148,6 +147,8 @@ def _scales(code: ArchitectureCode, arch_kwargs: dict[str, Any]) -> list[str]:
 
 def _operations_table(codes: Sequence[tuple[str, ArchitectureCode]], arch_kwargs: dict[str, Any]) -> Table:
     dimensions = len(arch_kwargs["strides"][0])
+    from nnunet_ext.costs.planned import planned_report  # which imports torch
+
     rows = []
     for title, code in codes:
         counts = histogram(code.active, _names(code, dimensions))

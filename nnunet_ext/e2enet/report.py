@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from nnunet_ext.e2enet.fusion_flow import (
     COLOURS,
     Shares,
@@ -14,7 +12,6 @@ from nnunet_ext.e2enet.fusion_flow import (
     random_shares,
     shares_figure,
 )
-from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.methods import METHODS
 from nnunet_ext.report.figures.training import Topology
 from nnunet_ext.report.model_folder import Fold, ModelFolder
@@ -127,6 +124,10 @@ def start_shares(model: ModelFolder) -> tuple[dict[str, dict[str, float]] | None
 
 def _columns(model: ModelFolder) -> dict[str, Sequence[int]]:
     """By node, the input channels of its first convolution from the forward, up and down flow."""
+    import torch  # here, as most pages need neither
+
+    from nnunet_ext.e2enet.network import E2ENet
+
     # Plans of another network give the trainer the strides only.
     ours = model.planned_network == METHODS[METHOD].network_path
     arch_kwargs = model.arch_kwargs if ours else {"strides": model.strides or []}

@@ -9,10 +9,10 @@ from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import Method
+from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
 from nnunet_ext.planning.plans_files import check_plans_name
 
-CONFIGURATION_SETTINGS = ("patch_size", "batch_size")
 _WIDTH_RULE = ("base_features", "max_features")
 
 

@@ -10,9 +10,17 @@ from typing import Any
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 
+NNUNETS_FILES = ("dataset", "dataset_fingerprint", "splits_final")  # in the same folder, without .json
+
 
 def check_plans_name(name: str) -> None:
-    """Refuses names that nnU-Net could not take apart again (it joins trainer, plans and configuration by `__`)."""
+    """Refuses names that nnU-Net could not take apart again (it joins trainer, plans and configuration by `__`).
+
+    Raises:
+        ConfigurationError: such a name, or that of a file that nnU-Net keeps beside the plans.
+    """
+    if name in NNUNETS_FILES:
+        raise ConfigurationError(f"'{name}' is no plans name: {name}.json is nnU-Net's own file. Choose another.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name or name.endswith(("_", ".json")):
         raise ConfigurationError(
             f"'{name}' is no plans name. Use letters, digits, '.', '-' and single '_', without .json, "
@@ -21,7 +29,7 @@ def check_plans_name(name: str) -> None:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The folder of a data set in `$nnUNet_preprocessed`; `dataset` is its name or its number.
+    """The folder of a data set in `$nnUNet_preprocessed`; `dataset` is its id, name or DatasetXXX_Name.
 
     Raises:
         ConfigurationError: the variable is not set, or not exactly one folder matches.
@@ -33,15 +41,24 @@ def preprocessed_folder(dataset: str) -> Path:
         )
     if not Path(root).is_dir():
         raise ConfigurationError(f"nnUNet_preprocessed is {root}, which is no folder.")
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else dataset
-    found = sorted(path for path in Path(root).iterdir() if path.is_dir() and path.match(pattern))
+    folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and re.match(r"Dataset\d+_", path.name))
+    found = [path for path in folders if _is_named(path.name, dataset)]
     if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "none"
+        there = ", ".join(path.name for path in found or folders) or "none"
+        what = f"means several folders of {root}: {there}" if found else f"is none of {root}, which has: {there}"
         raise ConfigurationError(
-            f"Data set '{dataset}' must match one folder of {root}, found {there}. "
-            f"Plan it first: nnUNetv2_plan_and_preprocess -d ID"
+            f"Data set '{dataset}' {what}. Give its id, name or DatasetXXX_Name, and plan it first: "
+            f"nnUNetv2_plan_experiment -d ID"
         )
     return found[0]
+
+
+def _is_named(folder: str, dataset: str) -> bool:
+    """Whether `dataset` is the id, the name or the whole name of `DatasetXXX_Name`."""
+    number, _, name = folder.removeprefix("Dataset").partition("_")
+    if re.fullmatch("[0-9]+", dataset):
+        return int(number) == int(dataset)
+    return dataset in (name, folder)
 
 
 def read_plans(folder: Path, name: str) -> dict[str, Any]:
@@ -99,9 +116,12 @@ def write_plans(folder: Path, plans: Mapping[str, Any], *, overwrite: bool = Fal
     exists = path.exists()
     if exists:
         try:
-            if read_json(path) == json.loads(json.dumps(plans)):
+            there = read_json(path)
+            if there == json.loads(json.dumps(plans)):
                 return "unchanged"
-        except ValueError:
+            if not isinstance(there, dict) or "configurations" not in there:
+                raise ConfigurationError(f"{path} exists and is no plans file. Choose another --name.")
+        except json.JSONDecodeError:
             pass  # a damaged file is a different file
         if not overwrite:
             raise ConfigurationError(

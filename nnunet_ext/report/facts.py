@@ -5,7 +5,7 @@ from typing import Any
 
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import counted, number, significant, times
-from nnunet_ext.report.scores import class_means, nan_mean
+from nnunet_ext.report.scores import pooled_dice
 
 _CONVENTIONS = {
     "true": "what is computed: multiply-adds over active weights",
@@ -20,8 +20,7 @@ def headline(model: ModelFolder) -> str:
         return "No cross-validation scores: no numbered fold has a validation/summary.json."
     cases = [case for fold in folds for case in fold.cases]
     which = f"{'folds' if len(folds) > 1 else 'fold'} {', '.join(fold.fold for fold in folds)}"
-    mean = nan_mean(class_means(cases).values())
-    return f"Mean Dice {number(mean)} over {counted(len(cases), 'validation case')} of {which}."
+    return f"Mean Dice {number(pooled_dice(folds))} over {counted(len(cases), 'validation case')} of {which}."
 
 
 def fold_notes(model: ModelFolder) -> list[str]:

@@ -112,8 +112,8 @@ def read_model_folder(path: str | os.PathLike) -> ModelFolder:
     Raises:
         ConfigurationError: it is no model folder.
     """
+    trainer, plans_name, configuration = model_names(Path(path))
     path = Path(path).resolve()
-    trainer, plans_name, configuration = _names(path)
     plans, dataset_json = _needed(path, "plans.json"), _needed(path, "dataset.json")
     try:
         values = _resolved(plans["configurations"], configuration)
@@ -137,13 +137,18 @@ def read_model_folder(path: str | os.PathLike) -> ModelFolder:
     )
 
 
-def _names(path: Path) -> tuple[str, str, str]:
+def model_names(path: Path) -> tuple[str, str, str]:
+    """Trainer, plans and configuration of a model folder, by its name or by that of what it links to.
+
+    Raises:
+        ConfigurationError: no folder, a fold, or a name that nnU-Net does not give.
+    """
     if not path.is_dir():
         raise ConfigurationError(f"{path} is not a folder. Give a model folder: .../DatasetXXX/TRAINER__PLANS__CONFIG")
     if path.name.startswith("fold_") and (path.parent / "plans.json").is_file():
         raise ConfigurationError(f"{path} is one fold of a model. Give the folder above it: {path.parent}")
-    names = path.name.split("__")
-    if len(names) != 3 or not all(names):
+    names = next((n for n in (path.absolute().name.split("__"), path.resolve().name.split("__")) if len(n) == 3), [])
+    if not names or not all(names):
         raise ConfigurationError(
             f"{path} is no model folder of nnU-Net: its name must be TRAINER__PLANS__CONFIGURATION, "
             f"for example nnUNetTrainer__nnUNetPlans__3d_fullres."

@@ -131,3 +131,8 @@ def class_means(cases: Sequence[CaseScore]) -> dict[str, float]:
     """Mean Dice by class over the cases, as nnU-Net takes it: cases without a number are left out."""
     names = dict.fromkeys(name for case in cases for name in case.dice)
     return {name: nan_mean(case.dice.get(name, math.nan) for case in cases) for name in names}
+
+
+def pooled_dice(folds: Iterable[FoldScores]) -> float:
+    """The mean over the classes of the mean Dice of all cases of all folds; nan where there is none."""
+    return nan_mean(class_means([case for fold in folds for case in fold.cases]).values())

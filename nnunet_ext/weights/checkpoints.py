@@ -3,6 +3,7 @@
 import _codecs
 import os
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ def load_data(path: str | os.PathLike) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _refused(error: Exception) -> str:
+    """Which type torch refused, without its advice to open the file all the same."""
+    found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):? (?:GLOBAL )?)\s*([\w.]+)", str(error))
+    return f" It holds a {found[1]}." if found else ""
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """The dict of a `checkpoint_*.pth`, with all tensors on the CPU.
 
@@ -37,8 +44,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         checkpoint = load_data(path)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
-            f"The checkpoint {path} holds more than weights and numbers, or is damaged; it was not opened. "
-            f"({str(error).splitlines()[0]})"
+            f"The checkpoint {path} holds more than weights and numbers, or is damaged; it was not opened, because "
+            f"opening it could run code.{_refused(error)}"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigurationError(f"The checkpoint {path} cannot be read ({error}). Use another one.") from error

@@ -1,15 +1,14 @@
 """From a miniature download through the stock nnU-Net commands to an archive that the independent judge accepts.
 
-One challenge by default; NNUNET_EXT_ALL_CHALLENGES=1 runs all of them.
+One challenge by default; nnUNet_ext_all_challenges=1 runs all of them.
 """
-
-import os
 
 import numpy as np
 import pytest
 from challenges import downloads
 from challenges.checker import judge, judge_msd
 from challenges.commands import run
+from contract.on_request import requested
 from end_to_end.stock import DATASET_ID, Workspace, shrink
 
 SHAPE = (32, 32, 20)
@@ -22,8 +21,8 @@ OPTIONS = {
     "initial_lr": 0.03,
     "update_every": 10,
 }
-ALL = os.environ.get("NNUNET_EXT_ALL_CHALLENGES") == "1"
-only_if_all = pytest.mark.skipif(not ALL, reason="takes minutes: NNUNET_EXT_ALL_CHALLENGES=1 runs it")
+ALL = requested("all_challenges", "NNUNET_EXT_ALL_CHALLENGES")
+only_if_all = pytest.mark.skipif(not ALL, reason="takes minutes: nnUNet_ext_all_challenges=1 runs it")
 CHALLENGES = [  # name, task, more for convert, sizes of the download, split that is submitted
     ("brats2020", None, ("--regions",), {"train": 5}, "val"),
     ("btcv", None, (), {"train": 5}, "test"),

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from end_to_end.stock import handmade_plans
+from end_to_end.stock import handmade_plans, stock_plans
 
-from nnunet_ext.cli.info import channels_and_heads, resolved
 from nnunet_ext.cli.main import main
+from nnunet_ext.costs.describe import channels_and_heads, resolved
 from nnunet_ext.errors import ConfigurationError
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
@@ -102,9 +102,80 @@ def test_counts_agree_with_nnunet(plans_file):
             assert channels_and_heads(resolved(plans, name), dataset_json) == theirs
 
 
+def test_plans_of_a_data_set_are_named_from_anywhere(plans_file, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "preprocessed" / "Dataset007_Tiny"
+    folder.mkdir(parents=True)
+    for name in ("E2ENetPlans.json", "dataset.json"):
+        (folder / name).write_text((plans_file.parent / name).read_text())
+    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
+    expected = answer(capsys, plans_file)
+    for dataset in ("7", "Tiny", "Dataset007_Tiny"):
+        assert answer(capsys, dataset, "--plans", "E2ENetPlans") == expected
+    assert main(["info", "7", "--plans", "Others"]) == 1
+    assert "Plans in this folder: E2ENetPlans" in capsys.readouterr().err
+
+
+def model_folder(root, plans, name="E2ENetTrainer__nnUNetPlans__3d_fullres"):
+    from report.folders import three_cases
+
+    folder = root / "Dataset007_Tiny" / name
+    for fold in ("fold_0", "fold_1", "fold_all"):
+        (folder / fold / "validation").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(LABELS))
+    return folder, three_cases
+
+
+def test_our_trainer_on_stock_plans_is_described_by_its_own_network(tmp_path, capsys):
+    plans = stock_plans("nnUNetPlans", STRIDES)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [128] * 3
+    folder, _ = model_folder(tmp_path, plans)
+    report = json.loads(answer(capsys, folder, "--json"))["configurations"]
+    assert list(report) == ["3d_fullres"]
+    assert report["3d_fullres"]["method"] == "E2ENet"
+    assert report["3d_fullres"]["parameters"]["active"] == 9_445_351
+    stock, _ = model_folder(tmp_path, plans, "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    assert "not one of our networks" in answer(capsys, stock)
+
+
+def test_a_link_to_a_model_folder_is_one_by_either_name(tmp_path, capsys):
+    plans = stock_plans("nnUNetPlans", STRIDES)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [128] * 3
+    folder, _ = model_folder(tmp_path, plans)
+    (tmp_path / "mine").symlink_to(folder)
+    stored = tmp_path / "store" / "abc123"
+    stored.parent.mkdir()
+    folder.rename(stored)
+    folder.symlink_to(stored)
+    for path in (folder, tmp_path / "mine"):
+        if path.name == "mine":
+            path.unlink()
+            path.symlink_to(folder)
+    assert "E2ENet" in answer(capsys, folder)
+    assert main(["info", str(stored)]) == 1
+    assert "its name must be TRAINER__PLANS__CONFIGURATION" in capsys.readouterr().err
+
+
+def test_the_dice_of_a_model_is_that_of_its_report(tmp_path, capsys):
+    from report.folders import e2enet_model
+
+    from nnunet_ext.report.facts import headline
+    from nnunet_ext.report.model_folder import read_model_folder
+
+    model = e2enet_model(tmp_path)
+    read = read_model_folder(model.path)
+    rows = json.loads(answer(capsys, model.path, "--rivals", "amos-val", "--json"))["rivals"]
+    ours = next(row for row in rows if row["method"].startswith("this E2ENet"))
+    shown = float(headline(read).split()[2])
+    assert ours["mdice"] == pytest.approx(100 * shown, abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["E2ENetPlans.json", "--patch", "64"], "--patch needs 2 numbers above 0 for 2d, found [64]"),
+        (["E2ENetPlans.json", "--configuration", "3d_fullres", "--patch", "0", "0", "0"], "found [0, 0, 0]"),
+        (["E2ENetPlans.json", "--rivals", "amos-val", "--dice", "0.901"], "in percent, such as 90.1, found 0.901"),
         (["nowhere.json"], "neither a plans file nor the folder of a trained model"),
         (["E2ENetPlans.json", "--configuration", "4d"], "No configuration 4d in these plans. They have: 2d, 3d"),
         (["E2ENetPlans.json", "--configuration", "3d_fullres", "--rivals", "amos-val"], "needs a mean Dice"),

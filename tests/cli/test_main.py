@@ -32,7 +32,10 @@ def test_version_and_help_import_nothing_heavy(argv):
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_subcommand_has_its_two_functions(name):
     module = import_module(cli.COMMANDS[name].module)
-    assert callable(module.add_arguments) and callable(module.run)
+    if cli.COMMANDS[name].foreign:
+        assert callable(module.run_words)
+    else:
+        assert callable(module.add_arguments) and callable(module.run)
 
 
 def test_the_help_names_every_subcommand(capsys):
@@ -67,6 +70,68 @@ def test_an_interrupt_ends_with_130(broken, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/a/b.json"),
+            "nnunet_ext: /a/b.json: Permission denied. Give a place",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "c"), "nnunet_ext: c: No such file or directory. Give a"),
+        (OSError("disk gone"), "nnunet_ext: OSError: disk gone"),
+    ],
+)
+def test_errors_of_the_system_are_a_sentence(broken, capsys, error, sentence):
+    assert cli.main(broken(error)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(sentence) and captured.err.count("\n") == 1
+
+
+def test_a_reader_that_has_ended_is_no_error():
+    """As `nnunet_ext options e2enet | head -1`; the pipe is closed before the first line."""
+    command = [sys.executable, "-m", "nnunet_ext.cli.main", "presets", "e2enet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_characters_that_the_console_does_not_have_cost_no_result(tmp_path):
+    code = "from nnunet_ext.cli import main as m; m._run = lambda argv: print('Milz \u2192 \u00fc') or 0; m.main([])"
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Milz \\u2192 \\xfc\n"
+
+
+def parser_of(name):
+    """The subparser of a command with its own arguments."""
+    parser = cli.build_parser([name])
+    return next(a for a in parser._actions if a.choices and name in a.choices).choices[name]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, command in cli.COMMANDS.items() if not command.foreign))
+def test_one_word_means_one_thing_in_every_command(name):
+    actions = {option: action for action in parser_of(name)._actions for option in action.option_strings}
+    positional = {action.dest: action for action in parser_of(name)._actions if not action.option_strings}
+    for short, long in (("-o", "--output"), ("-device", "--device")):
+        assert actions.get(short) is actions.get(long)
+    for option, action in actions.items():
+        if option == "--overwrite":
+            assert (action.nargs, action.help) == (0, "replace what is there")
+        if option == "--plans":
+            assert action.metavar == "PLANS"
+    if "dataset" in positional:
+        assert "id, name or DatasetXXX_Name" in positional["dataset"].help
+    assert all(action.metavar is None or action.metavar.isupper() for action in positional.values())
+
+
+def test_options_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "7", "--meth", "e2enet", "--name", "P"])
+    assert "unrecognized arguments: --meth" in capsys.readouterr().err
+
+
 def test_other_errors_keep_their_traceback(broken):
     with pytest.raises(ZeroDivisionError):
         cli.main(broken(ZeroDivisionError()))
@@ -84,5 +149,5 @@ def test_the_installed_command_reports_errors_without_a_traceback(tmp_path):
     command = [sys.executable, "-m", "nnunet_ext.cli.main", "plan", "7", "--method", "e2enet", "--name", "P"]
     done = subprocess.run(command, capture_output=True, text=True, env={"nnUNet_preprocessed": str(tmp_path)})
     assert done.returncode == 1
-    assert done.stderr.startswith("nnunet_ext: Data set '7' must match one folder")
+    assert done.stderr.startswith("nnunet_ext: Data set '7' is none of")
     assert "Traceback" not in done.stderr

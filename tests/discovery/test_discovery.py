@@ -192,14 +192,20 @@ def test_stock_commands_run_through_the_package():
 
 def test_no_command_is_answered_with_the_usage():
     result = run_module()
-    assert result.returncode == 1
-    assert "usage: python -m nnunet_ext COMMAND" in result.stderr
+    assert result.returncode == 2
+    assert "usage: nnunet_ext" in result.stderr
+
+
+def test_our_own_commands_run_through_the_package():
+    assert run_module("--version").stdout.startswith("nnunet_ext ")
+    result = run_module("presets", "e2enet")
+    assert result.returncode == 0 and "e2enet/s90: sparsity=0.9" in result.stdout
 
 
 def test_an_unknown_command_is_named():
     result = run_module("nnUNetv2_trian")
     assert result.returncode == 1
-    assert "'nnUNetv2_trian' is not an installed command" in result.stderr
+    assert "'nnUNetv2_trian' is neither a command of nnunet_ext (demo, " in result.stderr
 
 
 def test_commands_and_their_spawned_children_get_hook_and_bridge(tmp_path):

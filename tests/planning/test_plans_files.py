@@ -247,13 +247,63 @@ def test_data_sets_are_found_by_name_and_number(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     assert preprocessed_folder("7").name == "Dataset007_Pancreas"
     assert preprocessed_folder("007").name == "Dataset007_Pancreas"
+    assert preprocessed_folder("Pancreas").name == "Dataset007_Pancreas"
     assert preprocessed_folder("Dataset008_B").name == "Dataset008_B"
-    for missing in ("8", "9", "Dataset007", "Pancreas"):
-        with pytest.raises(ConfigurationError, match="must match one folder"):
+    with pytest.raises(ConfigurationError, match="'8' means several folders .*: Dataset008_A, Dataset008_B. Give its"):
+        preprocessed_folder("8")
+    for missing in ("9", "Dataset007", "*", "Dataset0*", "\N{SUPERSCRIPT TWO}", "pancreas", "-7", ""):
+        with pytest.raises(ConfigurationError, match="is none of .*which has: Dataset007_Pancreas, Dataset008_A"):
             preprocessed_folder(missing)
-    monkeypatch.delenv("nnUNet_preprocessed")
+
+
+def test_names_with_brackets_are_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "Dataset005_A[1]").mkdir()
+    (tmp_path / "Dataset006_A1").mkdir()
+    assert preprocessed_folder("Dataset005_A[1]").name == preprocessed_folder("A[1]").name == "Dataset005_A[1]"
+
+
+def test_no_data_set_is_found_without_the_folder_of_data_sets(monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     with pytest.raises(ConfigurationError, match="nnUNet_preprocessed is not set"):
         preprocessed_folder("7")
+
+
+@pytest.mark.parametrize("name", ["dataset", "splits_final", "dataset_fingerprint"])
+def test_nnunets_own_files_are_never_plans(folder, name, capsys):
+    (folder / f"{name}.json").write_text('{"its": "own"}')
+    words = ["plan", "7", "--method", "e2enet", "--name", name, "--overwrite"]
+    assert main(words) == 1
+    assert f"{name}.json is nnU-Net's own file" in capsys.readouterr().err
+    assert json.loads((folder / f"{name}.json").read_text()) == {"its": "own"}
+
+
+def test_a_file_that_is_no_plans_file_is_not_replaced(folder, capsys):
+    (folder / "notes.json").write_text('["mine"]')
+    assert main(["plan", "7", "--method", "e2enet", "--name", "notes", "--overwrite"]) == 1
+    assert "notes.json exists and is no plans file" in capsys.readouterr().err
+    assert (folder / "notes.json").read_text() == '["mine"]'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "s90"], "--preset s90 needs its method: --preset e2enet/s90"),
+        (["--preset", "e2enet"], "names a method. Its presets: nnunet_ext presets e2enet"),
+        (["--preset", "nothing"], "No method has a preset 'nothing'"),
+        (["--method", "e2enet", "--preset", "nothing"], "Unknown preset of E2ENet: nothing. Known: "),
+        (["--method", "e2enet", "--preset", "dints/sigma-02"], "found dints, e2enet"),
+    ],
+)
+def test_presets_that_cannot_be_meant_are_explained(folder, words, message, capsys):
+    assert main(["plan", "7", "--name", "P", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_bare_preset_is_that_of_the_method(folder):
+    assert main(["plan", "7", "--name", "P", "--method", "e2enet", "--preset", "s90"]) == 0
+    plans = json.loads((folder / "P.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["sparsity"] == 0.9
 
 
 @pytest.fixture

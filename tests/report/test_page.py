@@ -23,6 +23,7 @@ from report.folders import (
     write_json,
 )
 
+from nnunet_ext.cli import main as cli
 from nnunet_ext.cli import report
 from nnunet_ext.e2enet.report import section as e2enet_section
 from nnunet_ext.errors import ConfigurationError
@@ -358,12 +359,25 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(tmp_
         run(model.path, "-o", str(tmp_path / "nowhere" / "page.html"))
 
 
-def test_pages_are_made_without_torch(tmp_path):
+def test_only_the_models_own_page_is_made_anew_unasked(tmp_path, capsys):
+    model = stock_model(tmp_path)
+    own, other = model.path / "report.html", tmp_path / "page.html"
+    for path in (own, other):
+        path.write_text("old")
+    assert cli.main(["report", str(model.path)]) == 0
+    assert "<html" in own.read_text()
+    assert cli.main(["report", str(model.path), "--output", str(other)]) == 1
+    assert "replace it with --overwrite" in capsys.readouterr().err and other.read_text() == "old"
+    assert cli.main(["report", str(model.path), "-o", str(other), "--overwrite"]) == 0
+    assert "<html" in other.read_text()
+
+
+def test_pages_of_nnunets_own_models_are_made_without_torch(tmp_path):
     code = (
         "import sys, argparse; from nnunet_ext.cli import report; p = argparse.ArgumentParser(); "
         "report.add_arguments(p); report.run(p.parse_args(sys.argv[1:])); sys.exit('torch' in sys.modules)"
     )
-    model = e2enet_model(tmp_path)
+    model = stock_model(tmp_path)
     assert subprocess.run([sys.executable, "-c", code, model.path], timeout=300).returncode == 0
 
 

@@ -1,0 +1,55 @@
+"""Arguments that mean the same in every command, and checks of where output goes."""
+
+import argparse
+from pathlib import Path
+
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS
+
+
+def add_dataset(parser: argparse.ArgumentParser, **more: str) -> None:
+    """DATASET, in all the ways in which nnU-Net's own commands take it."""
+    text = more.pop("help", "a planned data set")
+    parser.add_argument("dataset", metavar="DATASET", help=f"{text}: its id, name or DatasetXXX_Name", **more)  # type: ignore[arg-type]
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """METHOD, by name."""
+    parser.add_argument("method", metavar="METHOD", choices=sorted(METHODS), help=", ".join(sorted(METHODS)))
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, and nnU-Net's spelling of it."""
+    parser.add_argument(
+        "--device",
+        "-device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="auto is CUDA where there is a GPU, else the CPU (default: %(default)s)",
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """`--overwrite`, without which no command replaces a file."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Refuses a file that could not be written, before the work that goes into it.
+
+    Raises:
+        ConfigurationError: it is a folder, its folder is not there, or it exists and may not be replaced.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: give a file in a folder that exists.")
+    if path.exists() and not overwrite:
+        raise ConfigurationError(f"{path} exists. Choose another place, or replace it with --overwrite.")
+
+
+def device_flag() -> str:
+    """What nnU-Net's commands must be told on this machine, with a blank before it; nothing where there is a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return " -device mps" if torch.backends.mps.is_available() else " -device cpu"
