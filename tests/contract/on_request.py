@@ -24,7 +24,8 @@ class OnRequest:
     def __init_subclass__(cls, on_request=()):
         """`on_request`: names of the tests that wait until everything is asked for."""
         for name in on_request:
-            setattr(cls, name, _waiting(getattr(cls, name)))
+            if (test := getattr(cls, name)) is not None:  # a method may have a test of its own instead
+                setattr(cls, name, _waiting(test))
 
 
 def _waiting(test):

@@ -1,0 +1,1 @@
+"""Shallow: two convolutions, to show what a method is made of."""

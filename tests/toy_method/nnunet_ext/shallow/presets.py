@@ -1,0 +1,3 @@
+"""Named settings for `nnunet_ext plan --preset shallow/NAME`."""
+
+PRESETS = {"wide": {"width": 32}}
