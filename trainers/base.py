@@ -13,26 +13,18 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.costs.complexity import complexity_report, complexity_text
 from nnunet_ext.discovery.compatibility import check_nnunet_version
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_atomically, write_json
+from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
 from nnunet_ext.weights.checkpoints import read_checkpoint
 
 METHOD_STATE = "nnunet_ext"  # the key that we add to nnU-Net's checkpoints
 
 show_configuration_errors_as_text()
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DDP and torch.compile wrappers, in whatever order they were put on."""
-    while isinstance(network, (DistributedDataParallel, OptimizedModule)):
-        network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
-    return network
 
 
 def named_arch_kwargs(configuration_manager: ConfigurationManager, network_class: type) -> dict[str, Any] | None:

@@ -83,8 +83,6 @@ class DiNTSSearchTrainer(ExtTrainer):
     def _do_i_compile(self) -> bool:
         return False
 
-    # optimizers
-
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """SGD for the weights; the logits have their own Adam."""
         weights = [p for p in self.network.parameters() if p.requires_grad]
@@ -99,7 +97,6 @@ class DiNTSSearchTrainer(ExtTrainer):
         """Whether the next iteration moves the architecture too."""
         return self.search.is_joint(self.iterations)
 
-    # data
 
     def halves(self, keys: list[str]) -> tuple[list[str], list[str]]:
         """train1 and train2: the training cases shuffled by the seed and cut in two; saved, and kept on `--c`."""
@@ -126,11 +123,7 @@ class DiNTSSearchTrainer(ExtTrainer):
     def on_train_start(self) -> None:
         """ExtTrainer's; a search that is continued then goes on with the random numbers at which it stopped."""
         super().on_train_start()
-        self.print_to_log_file(
-            f"Search of {self.num_epochs} epochs: the architecture moves from iteration "
-            f"{self.options.search_joint_start} of {self.options.search_iterations} on, budget sigma "
-            f"{self.options.sigma}. Patch {self.configuration_manager.patch_size}, batch {self.batch_size}."
-        )
+        self.print_to_log_file(self.search.text(self.num_epochs, self.configuration_manager.patch_size))
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None

@@ -8,10 +8,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 
+from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.med_danet.accounting import case_votes, counts_of
 from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.prediction.batching import BatchedTiles
-from nnunet_ext.trainers.base import unwrap
 
 
 class RecordingPredictor(BatchedTiles, nnUNetPredictor):

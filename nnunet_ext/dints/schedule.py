@@ -1,7 +1,7 @@
 """When a search does what: functions of the iteration alone, so that a resumed search is the same one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -47,6 +47,15 @@ class SearchSchedule:
     def epochs(self, iterations_per_epoch: int) -> int:
         """Epochs of the whole search; the last may go on beyond its iterations."""
         return math.ceil(self.options.search_iterations / iterations_per_epoch)
+
+    def text(self, epochs: int, patch_size: Sequence[int]) -> str:
+        """What a search says of itself at its start; the patch in voxels."""
+        options = self.options
+        return (
+            f"Search of {epochs} epochs: the architecture moves from iteration {options.search_joint_start} of "
+            f"{options.search_iterations} on, budget sigma {options.sigma}. Patch {list(patch_size)}, batch "
+            f"{options.search_batch_size}."
+        )
 
     def seconds_left(self, iteration: int, iterations: int, seconds: Mapping[bool, float]) -> float:
         """An estimate: iterations left of each kind at the pace of the last epoch of that kind.

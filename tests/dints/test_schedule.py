@@ -34,6 +34,13 @@ def test_the_rate_warms_up_from_that_of_one_patch():
     assert rates == pytest.approx([0.025, 0.025 + 0.175 / 3, 0.025 + 0.35 / 3] + [0.2] * 4 + [0.1] * 4 + [0.05] * 2)
 
 
+def test_the_search_says_what_it_will_do():
+    assert schedule(sigma=0.5).text(4, (16, 32, 32)) == (
+        "Search of 4 epochs: the architecture moves from iteration 5 of 13 on, budget sigma 0.5. Patch [16, 32, 32], "
+        "batch 8."
+    )
+
+
 def test_the_time_left_counts_iterations_of_each_kind_at_their_own_pace():
     plan = schedule()
     assert plan.seconds_left(2, 13, {False: 1.0, True: 10.0}) == 3 * 1 + 8 * 10
