@@ -97,7 +97,6 @@ class DiNTSSearchTrainer(ExtTrainer):
         """Whether the next iteration moves the architecture too."""
         return self.search.is_joint(self.iterations)
 
-
     def halves(self, keys: list[str]) -> tuple[list[str], list[str]]:
         """train1 and train2: the training cases shuffled by the seed and cut in two; saved, and kept on `--c`."""
         path = os.path.join(self.output_folder, "search_halves.json")

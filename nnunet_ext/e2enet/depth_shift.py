@@ -49,7 +49,11 @@ def shifted_concat(sources: list[Tensor], shifts: list[tuple[int, int]], axis: i
     """`depth_shift` of `torch.cat(sources, 1)`, written in one pass. `sources`: tensors `[B, C_i, D, H, W]`."""
     if not shifts:
         return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
-    return _ShiftedConcat.apply(_segments([s.shape[1] for s in sources], shifts), axis + 2, *sources)
+    segments = _segments([s.shape[1] for s in sources], shifts)
+    if torch.compiler.is_compiling():  # which cannot trace the function without gradients, and fuses this
+        parts = [_shifted(sources[s][:, first:end], shift, axis + 2) for s, first, end, _, shift in segments]
+        return torch.cat(parts, 1)
+    return _ShiftedConcat.apply(segments, axis + 2, *sources)
 
 
 def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
@@ -65,6 +69,16 @@ def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple
             if left == 0 and group + 1 < len(shifts):
                 group, left = group + 1, shifts[group + 1][0]
     return tuple(runs)
+
+
+def _shifted(x: Tensor, shift: int, dim: int) -> Tensor:
+    """y[d] = x[d - shift], zero where d - shift lies outside."""
+    kept = max(0, x.shape[dim] - abs(shift))
+    outside = list(x.shape)
+    outside[dim] -= kept
+    zeros, start = x.new_zeros(outside), 0 if shift > 0 else x.shape[dim] - kept
+    inside = x.narrow(dim, start, kept)
+    return torch.cat([zeros, inside] if shift > 0 else [inside, zeros], dim) if shift else x
 
 
 def _copy_shifted(out: Tensor, x: Tensor, shift: int, dim: int) -> None:

@@ -64,13 +64,14 @@ class UPerNet(Decoder):
 
     def forward(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """See `Decoder`."""
-        first, *others, last = [output.permute(0, 3, 1, 2) for output in outputs]
+        maps = [output.permute(0, 3, 1, 2) for output in outputs]
+        first, last = maps[0], maps[-1]
         size = last.shape[2:]
         pools = [
             _resize(pool(F.adaptive_avg_pool2d(last, bin_)), size, aligned=True)
             for bin_, pool in zip(self.bins, self.pools, strict=True)
         ]
-        others.append(self.pooled(torch.cat([last, *pools], dim=1)))
+        others = [*maps[1:-1], self.pooled(torch.cat([last, *pools], dim=1))]
         levels = [self.first(first), *(lateral(x) for lateral, x in zip(self.laterals, others, strict=True))]
         summed = [
             self.smooth(_resize(above, below.shape[2:], aligned=True) + below)
@@ -158,7 +159,8 @@ class UNet(Decoder):
 
     def forward(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """See `Decoder`."""
-        *skips, x = [output.permute(0, 3, 1, 2) for output in outputs]
+        maps = [output.permute(0, 3, 1, 2) for output in outputs]
+        skips, x = maps[:-1], maps[-1]
         x = self.reduce(x)
         for reduce, step, skip in zip(self.skips, self.steps, skips[::-1], strict=False):
             size = [2 * side for side in x.shape[2:]]

@@ -1,5 +1,6 @@
 """What every network must do. A method subclasses `NetworkContract` and names its network and tiny arch_kwargs."""
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -39,6 +40,10 @@ def patches(table):
 def tensors(network):
     """All parameters and buffers by name (a network may store them in another form than it uses them)."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def heads(output):
+    return output if isinstance(output, (list, tuple)) else [output]
 
 
 def loss_of(outputs):
@@ -270,6 +275,57 @@ class NetworkContract(OnRequest):
         if not self.network_class.supports_compile:
             pytest.skip("not claimed")
         self.compiles_equally("eager", tolerance=0)
+
+    @pytest.mark.parametrize(
+        ("backend", "training", "mode", "cast"),
+        [
+            ("eager", True, contextlib.nullcontext, True),  # a step on a GPU
+            ("eager", False, torch.no_grad, True),  # its validation
+            ("eager", False, torch.inference_mode, False),  # prediction
+            pytest.param("aot_eager", True, contextlib.nullcontext, False, marks=pytest.mark.slow),
+            pytest.param("aot_eager", False, torch.no_grad, False, marks=pytest.mark.slow),
+        ],
+    )
+    def test_the_network_is_one_graph_as_nnunet_compiles_it(self, backend, training, mode, cast):
+        if not self.network_class.supports_compile:
+            pytest.skip("not claimed")
+        deep = self.network_class.supports_deep_supervision and mode is not torch.inference_mode
+        torch._dynamo.reset()
+        network, x = self.build(deep_supervision=deep).train(training), self.image()
+        compiled = torch.compile(network, backend=backend, fullgraph=True)
+        results = []
+        for call in (compiled, network):
+            with mode(), torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.random.fork_rng():
+                torch.manual_seed(0)
+                results.append(heads(call(x)))
+        limit = max(0.0 if backend == "eager" else 1e-5, 0.0 if training else self.prediction_tolerance)
+        for ours, theirs in zip(*results, strict=True):
+            assert (ours.float() - theirs.float()).abs().max() <= limit * theirs.float().abs().max()
+        if training:
+            network.zero_grad()
+            loss_of(results[0]).backward()
+            assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+    @pytest.mark.slow
+    def test_steps_and_validations_in_turns_compile_once_each(self):
+        if not self.network_class.supports_compile:
+            pytest.skip("not claimed")
+        torch._dynamo.reset()
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+
+        network, x = self.build(deep_supervision=self.network_class.supports_deep_supervision), self.image()
+        compiled = torch.compile(network, backend=backend)
+        for _ in range(3):
+            network.train()
+            loss_of(compiled(x)).backward()
+            network.eval()
+            with torch.no_grad():
+                compiled(x)
+        assert len(graphs) == 2
 
     @pytest.mark.slow
     def test_the_compiled_network_computes_the_same(self):
