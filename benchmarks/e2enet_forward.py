@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
+from nnunet_ext.e2enet.blocks import ConvBlock
 from nnunet_ext.e2enet.masked import KernelMask, expand
-from nnunet_ext.e2enet.network import ConvBlock, E2ENet
+from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH
 
 

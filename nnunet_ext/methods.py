@@ -36,6 +36,8 @@ class Method:
         parts_path: function network -> its parameters by part.
         further_costs_path: function (channels, classes, configuration) -> name -> costs of the method's other networks.
         plan_check_path: function (network on the meta device, options) that raises where training would fail.
+        needs_path: function () -> (whether it is there, a sentence): what the method looks for on a machine, for
+            `nnunet_ext doctor`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Method:
     parts_path: str | None = None
     further_costs_path: str | None = None
     plan_check_path: str | None = None
+    needs_path: str | None = None
 
     # names for nnU-Net
 
@@ -145,6 +148,10 @@ class Method:
         if self.plan_check_path is not None:
             _locate(self.plan_check_path)(network, options)
 
+    def needs(self) -> Callable[[], tuple[bool, str]] | None:
+        """The function that tells whether this machine has what the method looks for."""
+        return _locate(self.needs_path) if self.needs_path else None
+
 
 METHODS = {
     method.name: method
@@ -185,6 +192,7 @@ METHODS = {
             report_paths={"e2enet": "nnunet_ext.e2enet.report.section"},
             curves_path="nnunet_ext.e2enet.report.topology",
             demo_path="nnunet_ext.e2enet.presets.demo_settings",
+            needs_path="nnunet_ext.e2enet.packed.library.found_here",
         ),
         Method(
             name="med_danet",
@@ -214,6 +222,7 @@ METHODS = {
             report_paths={"med_tuning": "nnunet_ext.med_tuning.report.section"},
             parts_path="nnunet_ext.med_tuning.costs.part_counts",
             plan_check_path="nnunet_ext.med_tuning.weights.check_plan",
+            needs_path="nnunet_ext.med_tuning.weights.found_here",
         ),
     )
 }

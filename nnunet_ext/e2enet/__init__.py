@@ -1,5 +1,5 @@
 """E2ENet: dynamic sparse feature fusion and restricted depth shift (Wu et al., NeurIPS 2024, arXiv 2312.04727).
 
-Data flow: `options.py` and the plans' arch_kwargs -> `network.py` (over `depth_shift.py` and `masked.py`) ->
-`topology.py`, which moves the masks during training.
+Data flow: `options.py` and the plans' arch_kwargs -> `network.py` (over `blocks.py`, `depth_shift.py`
+and `masked.py`) -> `topology.py`, which moves the masks during training. `packed/` predicts on CPUs.
 """

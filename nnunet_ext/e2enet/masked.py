@@ -53,16 +53,6 @@ class KernelMask(nn.Module):
         self.kernel_mask.copy_(mask.view_as(self.kernel_mask))
         self.apply_mask()
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Puts `active_kernels` `[active, *kernel]` and `kernel_bits` (uint8, 8 kernels a byte) for weight and mask."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.is_meta:  # values that do not exist cannot be picked
-            return
-        del destination[prefix + "kernel_mask"]
-        active = self.kernel_mask.flatten().nonzero().squeeze(1)
-        destination[prefix + "active_kernels"] = destination.pop(prefix + "weight").flatten(0, 1)[active]
-        destination[prefix + "kernel_bits"] = pack_bits(self.kernel_mask)
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -73,41 +63,36 @@ class KernelMask(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Accepts the compact form, and weight and mask in full. Damage and another sparsity are errors."""
+        """Accepts weight and mask, and the compact form that the first versions stored (`active_kernels`
+        `[active, *kernel]` and `kernel_bits`, 8 kernels a byte). Damage and another sparsity are errors.
+        """
+        problem = None
         if prefix + "active_kernels" in state_dict and prefix + "kernel_bits" in state_dict:
             kernels = state_dict.pop(prefix + "active_kernels")
-            bits = state_dict.pop(prefix + "kernel_bits")
-            problem = self._problem_of(kernels, bits)
-            if problem:
-                error_msgs.append(f"{prefix}weight: {problem}")
-                return
-            mask = unpack_bits(bits, self.kernel_mask.shape)
-            weight = kernels.new_zeros(self.weight.shape)
-            weight[mask] = kernels
-            state_dict[prefix + "kernel_mask"], state_dict[prefix + "weight"] = mask, weight
+            mask = unpack_bits(state_dict.pop(prefix + "kernel_bits"), self.kernel_mask.shape)
+            if mask is None or int(mask.sum()) != len(kernels) or kernels.shape[1:] != self.weight.shape[2:]:
+                problem = "mask and kernels do not fit; the checkpoint is damaged or of another network"
+            else:
+                state_dict[prefix + "kernel_mask"] = mask
+                state_dict[prefix + "weight"] = kernels.new_zeros(self.weight.shape)
+                state_dict[prefix + "weight"][mask] = kernels
+        mask = state_dict.get(prefix + "kernel_mask")
+        if problem is None and mask is not None and mask.shape == self.kernel_mask.shape:
+            stored = int(mask.sum())
+            if stored != self._drawn:
+                problem = f"{stored} active kernels are stored, this network has {self._drawn}: its sparsity is another"
+        if problem:
+            error_msgs.append(f"{prefix}weight: {problem}")
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _problem_of(self, kernels: Tensor, bits: Tensor) -> str | None:
-        total, active = self.kernel_mask.numel(), self.count_active()
-        if bits.dtype != torch.uint8 or bits.numel() != -(-total // 8):
-            return f"{bits.numel()} bytes of mask for {total} kernels; the checkpoint is damaged or of another network"
-        if kernels.shape[1:] != self.weight.shape[2:]:
-            return f"the kernels have shape {list(kernels.shape[1:])}, expected {list(self.weight.shape[2:])}"
-        named = int(unpack_bits(bits, torch.Size([bits.numel() * 8])).sum())
-        if named != len(kernels):
-            return f"the mask names {named} active kernels, {len(kernels)} are stored; the checkpoint is damaged"
-        if named != active:
-            return f"{named} active kernels are stored, this network has {active}: its sparsity is another"
-        return None
-
     @torch.no_grad()
     def active_connections(self) -> Connections:
-        """The active kernels by output channel, for code that computes nothing for the others."""
-        by_output = isinstance(self, nn.Conv3d)
-        mask = self.kernel_mask if by_output else self.kernel_mask.T
-        weight = self.weight if by_output else self.weight.transpose(0, 1)
+        """The kernels that are not zero by output channel, for code that computes nothing for the others."""
+        weight = self.weight if isinstance(self, nn.Conv3d) else self.weight.transpose(0, 1)
+        mask = (weight != 0).flatten(2).any(2)  # as the forward pass, which knows the weight alone
         outputs, inputs = mask.nonzero(as_tuple=True)
         counts = torch.bincount(outputs, minlength=len(mask))
         return Connections(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), inputs, weight[outputs, inputs])
@@ -139,13 +124,10 @@ def expand(mask: Tensor, weight: Tensor) -> Tensor:
     return mask.view(*mask.shape, *(1,) * (weight.ndim - 2))
 
 
-def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as uint8 bytes, the first element in the lowest bit; the last byte is filled with zeros."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), bitorder="little")).to(mask.device)
-
-
-def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The bool tensor of `shape` from `pack_bits`."""
+def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor | None:
+    """The bool tensor of `shape` from bytes, the first element in the lowest bit; None where their number is wrong."""
+    if bits.dtype != torch.uint8 or bits.numel() != -(-shape.numel() // 8):
+        return None
     flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel(), bitorder="little")
     return torch.from_numpy(flat).to(bits.device, torch.bool).view(shape)
 

@@ -18,81 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.costs.complexity import kept_elements
-from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
-from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
+from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
+from nnunet_ext.e2enet.depth_shift import ChannelSplit
+from nnunet_ext.e2enet.masked import masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, release
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import crop, pad_to_multiple
 from nnunet_ext.planning.patches import total_strides
 
-NEGATIVE_SLOPE = 0.01
 KERNELS = ([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3])
-
-
-class ConvBlock(nn.Module):
-    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
-        shift_size: int,
-        split: ChannelSplit,
-        masked: bool,
-    ) -> None:
-        super().__init__()
-        restricted = 1 in kernel_size
-        self.shift_axis = list(kernel_size).index(1) if restricted else 0
-        self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
-        conv: Any = MaskedConv3d if masked else nn.Conv3d
-        self.conv = conv(
-            in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size)
-        )
-        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
-        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
-
-    def forward(self, *sources: Tensor) -> Tensor:
-        """`sources`: tensors `[B, C_i, D, H, W]` -> `[B, C_out, D', H', W']`."""
-        return self.act(self.norm(self.conv(shifted_concat(list(sources), self.shifts, self.shift_axis))))
-
-
-class FusionNode(nn.Module):
-    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels."""
-
-    def __init__(
-        self,
-        width: int,
-        width_below: int,
-        width_above: int | None,
-        up_stride: Sequence[int],
-        down_stride: Sequence[int] | None,
-        last: bool,
-        kernel_size: Sequence[int],
-        shift_size: int,
-        split: ChannelSplit,
-        masked: bool,
-    ) -> None:
-        super().__init__()
-        up: Any = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
-        self.up = up(width_below, width, tuple(up_stride), tuple(up_stride), bias=False)
-        self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
-        # Columns of the first convolution: forward, up, down.
-        self.directions = [width, width, width_above or 0]
-        widths = [sum(self.directions)] + [width] * (2 if last else 1)
-        self.convs = nn.ModuleList(
-            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, masked)
-            for c_in, c_out in zip(widths, widths[1:], strict=False)
-        )
-
-    def forward(self, forward: Tensor, below: Tensor, above: Tensor | None) -> Tensor:
-        """`forward`: this level of the stage before; `below`: one level coarser; `above`: one level finer."""
-        sources = [forward, self.up(below)]
-        if self.down is not None:
-            sources.append(self.down(above))
-        x = self.convs[0](*sources)
-        return self.convs[1](x) if len(self.convs) == 2 else x
 
 
 class E2ENet(nn.Module):
@@ -230,6 +164,11 @@ class E2ENet(nn.Module):
         if mode:
             release(self)
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "E2ENet":
+        """torch's, behind `.to()`, `.cuda()` and the like; moving frees what prediction has packed."""
+        release(self)
+        return super()._apply(*args, **kwargs)
 
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
         """Raises a `ConfigurationError` where InstanceNorm would get a single voxel at the lowest level."""

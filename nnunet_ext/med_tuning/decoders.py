@@ -73,9 +73,9 @@ class UPerNet(Decoder):
         ]
         others = [*maps[1:-1], self.pooled(torch.cat([last, *pools], dim=1))]
         levels = [self.first(first), *(lateral(x) for lateral, x in zip(self.laterals, others, strict=True))]
-        summed = [
-            self.smooth(_resize(above, below.shape[2:], aligned=True) + below)
-            for below, above in zip(levels, levels[1:], strict=False)
+        summed = [  # by index: dynamo of torch 2.6 stumbles over lists of two lengths in one loop
+            self.smooth(_resize(levels[k + 1], levels[k].shape[2:], aligned=True) + levels[k])
+            for k in range(len(levels) - 1)
         ]
         size = levels[0].shape[2:]
         return self.logits(self.fuse(torch.cat([_resize(x, size, aligned=True) for x in [*summed, levels[-1]]], dim=1)))

@@ -16,6 +16,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.backbones import vit_state_from_npz
+from nnunet_ext.med_tuning.network import BACKBONE
 from nnunet_ext.med_tuning.options import MedTuningOptions
 
 # What repositories of timm's weights call their file; timm tries the same.
@@ -232,3 +234,14 @@ def check_plan(network: Any, options: MedTuningOptions) -> None:
     """
     if wanted(network.tuning_name, options):
         fitting_weights(network, options)
+
+
+def found_here() -> tuple[bool, str]:
+    """Whether the weights of the default backbone are on this machine, and where they would go; for `doctor`."""
+    place = f"the Hugging Face cache {HF_HUB_CACHE}"
+    if is_at_hand(BACKBONE, MedTuningOptions()):
+        return True, f"Med-Tuning: the weights of {BACKBONE} are in {place}"
+    return False, (
+        f"Med-Tuning: the weights of {BACKBONE} are not in {place}; its first training downloads them there, "
+        f"or give a file (nnunet_ext plan --set weights_file=FILE)"
+    )

@@ -220,10 +220,11 @@ def _check_network(
 
     manager = PlansManager(deepcopy(dict(plans)))
     resolved = manager.get_configuration(configuration)
+    build = method.trainer_class().build_network_architecture  # what it imports is not made on the meta device
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that values are not initialised on the meta device
-            network = method.trainer_class().build_network_architecture(
+            network = build(
                 manager,
                 resolved,
                 determine_num_input_channels(manager, resolved, dataset_json),

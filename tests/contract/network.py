@@ -68,6 +68,7 @@ class NetworkContract(OnRequest):
     """Inherit, set `network_class`, and return tiny arch_kwargs for given strides (JSON values) in `arch_kwargs`."""
 
     network_class: type[nn.Module]
+    older_torch: dict[str, str] = {}  # backend of torch.compile -> why torch 2.6 cannot train with it
     prediction_tolerance = 0.0  # of the largest logit, for a network that predicts with another order of summation
 
     @classmethod
@@ -271,6 +272,7 @@ class NetworkContract(OnRequest):
             with torch.no_grad():
                 torch.testing.assert_close(compiled(self.image()), expected[0].detach(), atol=tolerance, rtol=tolerance)
 
+    @pytest.mark.slow
     def test_dynamo_captures_the_network(self):
         if not self.network_class.supports_compile:
             pytest.skip("not claimed")
@@ -289,6 +291,8 @@ class NetworkContract(OnRequest):
     def test_the_network_is_one_graph_as_nnunet_compiles_it(self, backend, training, mode, cast):
         if not self.network_class.supports_compile:
             pytest.skip("not claimed")
+        if backend in self.older_torch and training and torch.__version__ < "2.7":
+            pytest.skip(self.older_torch[backend])
         deep = self.network_class.supports_deep_supervision and mode is not torch.inference_mode
         torch._dynamo.reset()
         network, x = self.build(deep_supervision=deep).train(training), self.image()

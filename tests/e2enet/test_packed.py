@@ -3,11 +3,14 @@
 import copy
 import gc
 import itertools
+import multiprocessing
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from nnunet_ext.e2enet.masked import masked_modules
 from nnunet_ext.e2enet.network import E2ENet
@@ -24,7 +27,7 @@ def fresh(monkeypatch):
     monkeypatch.delenv(dispatch.SWITCH, raising=False)
     dispatch._said.clear()
     yield
-    library.engine.cache_clear()
+    library._engines.clear()
 
 
 def build(channels=1, classes=3, seed=0, **kwargs):
@@ -144,7 +147,7 @@ def test_other_vector_widths(lanes, monkeypatch):
     """The portable path, and the path of 16 lanes, which the compiler can lower to any instruction set."""
     flags = library.instruction_set()[1] if lanes == 16 else []
     monkeypatch.setattr(library, "INSTRUCTION_SETS", {"portable": (lanes, flags)})
-    library.engine.cache_clear()
+    library._engines.clear()
     for strides, batch, size in itertools.product((ISOTROPIC, ANISOTROPIC), (1, 2), ((32, 32, 32), (3, 33, 47))):
         assert_equal(build(strides=strides), torch.randn(batch, 1, *size))
     assert library.engine().packed_lanes() == lanes
@@ -214,6 +217,20 @@ def change_in_training_mode(network):
     network.eval()
 
 
+def change_data(network):
+    network.backbone[1][0].conv.weight.data.mul_(-1)
+
+
+def change_through_numpy(network):
+    network.fusion[0][0].convs[0].norm.weight.detach().numpy()[0] += 1
+
+
+def change_order(network):
+    """The same values in another order."""
+    weight = network.backbone[0][1].conv.weight.data
+    weight.copy_(weight.flip(0))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -223,6 +240,9 @@ def change_in_training_mode(network):
         change_by_loading,
         change_by_new_parameter,
         change_in_training_mode,
+        change_data,
+        change_through_numpy,
+        change_order,
     ],
 )
 def test_changed_weights_are_never_served_stale(change):
@@ -231,6 +251,40 @@ def test_changed_weights_are_never_served_stale(change):
     change(network)
     assert_equal(network, x)
     assert not torch.allclose(with_engine(network, x), before)
+
+
+def test_a_parameter_replaced_200_times_is_seen_each_time():
+    """Memory that was freed is given out again, at the same address and with the same version."""
+    network, x = build(), torch.randn(1, 1, 16, 16, 16)
+    conv = network.fusion[0][0].convs[0].conv
+    for _ in range(200):
+        weight = conv.weight.detach() * torch.empty(()).uniform_(0.5, 2)
+        del conv.weight
+        conv.weight = nn.Parameter(weight)
+        with torch.no_grad():
+            found = network(x)
+        expected = with_torch(network, x)
+        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_weights_outside_of_the_mask_count_as_in_torch():
+    """The mask is for training; what predicts is the weight, also after averaging over moving masks."""
+    network = build()
+    for _, module in masked_modules(network):
+        module.weight.data.normal_()
+    assert_equal(network, torch.randn(1, 1, 16, 16, 16))
+
+
+def test_weights_made_in_inference_mode_are_served_and_their_changes_seen():
+    with torch.inference_mode():
+        network = build()
+        x = torch.randn(1, 1, 16, 16, 16)
+        before = with_engine(network, x)
+        network.backbone[0][0].conv.weight.mul_(2)
+        network.backbone[0][0].norm.weight.add_(1)
+        after = with_engine(network, x)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, with_torch(network, x), atol=1e-3, rtol=1e-3)
 
 
 def test_results_are_new_tensors():
@@ -323,6 +377,218 @@ def test_gradients_training_lists_and_half_precision_stay_with_torch():
             network(x)
         copy.deepcopy(network).double()(x.double())
     assert not dispatch._packs
+
+
+def pruned(network):
+    prune.l1_unstructured(network.fusion[0][0].convs[0].conv, "weight", 0.5)
+
+
+def replaced(path, make):
+    def change(network):
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, make(network.get_submodule(path)))
+
+    return change
+
+
+class Subclass(nn.Conv3d):
+    pass
+
+
+class OfASubclass(torch.Tensor):
+    pass
+
+
+def same_conv(kind):
+    def make(conv):
+        new = kind(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        new.load_state_dict(conv.state_dict())
+        return new
+
+    return make
+
+
+def with_dropout(stage):
+    return nn.Sequential(*stage, nn.Dropout3d(0.5))
+
+
+def pass_on(module, *arguments):
+    return None
+
+
+def own_forward(network):
+    act = network.backbone[0][0].act
+    act.forward = lambda x: x
+
+
+def own_weight(network):
+    conv = network.backbone[0][0].conv
+    conv.weight = nn.Parameter(torch.randn(conv.weight.shape).as_subclass(OfASubclass))
+
+
+HEAD, BLOCK = "heads.seg_layers.0", "backbone.0.0"
+OUTSIDE = {
+    "head with bias": (replaced(HEAD, lambda m: nn.Conv3d(6, 3, 1)), "head"),
+    "head as a sequence": (replaced(HEAD, lambda m: nn.Sequential(m, nn.Softplus())), "head"),
+    "wider head": (replaced(HEAD, lambda m: nn.Conv3d(6, 3, 3, padding=1, bias=False)), "head"),
+    "GELU": (replaced(f"{BLOCK}.act", lambda m: nn.GELU()), "act is a GELU"),
+    "slope": (replaced(f"{BLOCK}.act", lambda m: nn.LeakyReLU(0.2)), "another slope"),
+    "no norm": (replaced(f"{BLOCK}.norm", lambda m: nn.Identity()), "norm is a Identity"),
+    "norm not affine": (replaced(f"{BLOCK}.norm", lambda m: nn.InstanceNorm3d(6)), "not affine"),
+    "running statistics": (
+        replaced(f"{BLOCK}.norm", lambda m: nn.InstanceNorm3d(6, affine=True, track_running_stats=True)),
+        "running statistics",
+    ),
+    "BatchNorm": (replaced(f"{BLOCK}.norm", lambda m: nn.BatchNorm3d(6)), "BatchNorm3d"),
+    "subclass": (replaced("backbone.1.1.conv", same_conv(Subclass)), "is a Subclass"),
+    "circular": (
+        replaced(
+            "backbone.1.1.conv", lambda m: nn.Conv3d(12, 12, (1, 3, 3), padding=(0, 1, 1), padding_mode="circular")
+        ),
+        "padding of its own",
+    ),
+    "dilated": (
+        replaced("backbone.1.1.conv", lambda m: nn.Conv3d(12, 12, (1, 3, 3), padding=(0, 2, 2), dilation=(1, 2, 2))),
+        "dilation",
+    ),
+    "5x5": (
+        replaced("backbone.1.1.conv", lambda m: nn.Conv3d(12, 12, (1, 5, 5), padding=(0, 2, 2))),
+        "kernel of 1x5x5",
+    ),
+    "stride": (
+        lambda network: (
+            setattr(network.backbone[2][0].conv, "stride", (2, 2, 2)) or network.strides.__setitem__(2, [2, 2, 1])
+        ),
+        "a stride",
+    ),
+    "up with bias": (replaced("fusion.0.0.up", lambda m: nn.ConvTranspose3d(12, 6, 2, 2)), "has a bias"),
+    "mean pooling": (replaced("fusion.0.1.down", lambda m: nn.AvgPool3d((2, 2, 2), (2, 2, 2))), "AvgPool3d"),
+    "pooling with padding": (
+        replaced("fusion.0.1.down", lambda m: nn.MaxPool3d((2, 2, 2), (2, 2, 2), ceil_mode=True)),
+        "pools in another way",
+    ),
+    "dropout": (replaced("backbone.1", with_dropout), "not two blocks"),
+    "further part": (lambda network: network.backbone[0][0].add_module("drop", nn.Dropout3d()), "further parts"),
+    "forward hook": (lambda network: network.backbone[1].register_forward_hook(pass_on), "backbone.1 has a hook"),
+    "pre hook": (
+        lambda network: network.fusion[0][0].up.register_forward_pre_hook(pass_on),
+        "fusion.0.0.up has a hook",
+    ),
+    "pruning": (pruned, "has a hook"),
+    "weight norm": (lambda network: nn.utils.parametrizations.weight_norm(network.backbone[0][1].conv), "Parametrized"),
+    "own forward": (own_forward, "act has a forward of its own"),
+    "tensor subclass": (own_weight, "conv.weight is a OfASubclass"),
+    "3x3x3": (lambda network: None, "kernels of 3x3x3"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_engine_does_not_know_stays_with_torch(name, capsys):
+    change, reason = OUTSIDE[name]
+    network = build(kernel_size=[3, 3, 3] if name == "3x3x3" else [1, 3, 3])
+    change(network)
+    network.eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    if name == "stride":
+        network._total_stride = lambda level: [8, 8, 8]
+    with torch.no_grad():
+        try:
+            network(x)
+        except RuntimeError:  # of torch: the sizes no longer fit
+            assert name in ("stride",)
+    assert network not in dispatch._packs
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "torch's dense convolutions" in lines[0] and reason in lines[0]
+
+
+def test_a_hook_on_all_modules_sees_them(capsys):
+    network, seen = build(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        with torch.no_grad():
+            network(torch.randn(1, 1, 16, 16, 16))
+    finally:
+        handle.remove()
+    assert seen.count(nn.LeakyReLU) == sum(isinstance(m, nn.LeakyReLU) for m in network.modules())
+    assert "a hook stands on all modules" in capsys.readouterr().out
+
+
+def test_a_hook_on_the_network_itself_is_called_and_does_not_hinder():
+    network, seen = build(), []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    with_engine(network, torch.randn(1, 1, 16, 16, 16))
+    assert seen == [(1, 3, 16, 16, 16)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_another_number_of_channels_raises_as_in_torch(channels):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"to have 2 channels, but got {channels}"):
+        build(2)(torch.randn(1, channels, 16, 16, 16))
+
+
+def test_images_of_a_tensor_subclass_and_with_gradients_say_why(capsys):
+    network, x = build(), torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert type(network(x.as_subclass(OfASubclass))) is OfASubclass
+    network(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(x)
+    subclass, gradients, autocast = capsys.readouterr().out.splitlines()
+    assert "the image is a OfASubclass" in subclass
+    assert "gradients are recorded" in gradients
+    assert "autocast is on" in autocast
+
+
+@pytest.mark.parametrize("default", ["meta", "cpu"])
+def test_a_default_device_does_not_reach_the_engine(default):
+    network, x = build(), torch.randn(1, 1, 16, 16, 16)
+    expected = with_engine(network, x)
+    dispatch.release(network)
+    with torch.device(default):
+        assert torch.equal(with_engine(network, x), expected)
+
+
+def test_two_networks_predict_at_the_same_time():
+    """Each has its own lock: with one for all, the second would wait for the first."""
+    first, second, x = build(), build(seed=1), torch.randn(1, 1, 16, 16, 16)
+    expected = with_engine(second, x)
+    with_engine(first, x)
+    with dispatch._packs[first].lock, ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(with_engine, second, x).result(60), expected)
+
+
+def test_threads_that_share_a_network_get_their_own_results():
+    network = build()
+    images = torch.randn(24, 1, 1, 16, 16, 16)
+    expected = [with_engine(network, x) for x in images]
+    with ThreadPoolExecutor(6) as pool:
+        for found, wanted in zip(pool.map(lambda x: with_engine(network, x), images), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_a_child_forked_in_the_middle_of_a_prediction_predicts():
+    network, x = build(), torch.randn(1, 1, 16, 16, 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch's own thread pool does not survive a fork
+    try:
+        with_engine(network, x)
+        context = multiprocessing.get_context("fork")
+        with dispatch._packs[network].lock, dispatch._packs_lock, library._loading:
+            child = context.Process(target=with_engine, args=(network, x))
+            child.start()
+            child.join(60)
+        assert child.exitcode == 0
+    finally:
+        torch.set_num_threads(before)
+        child.kill()
+
+
+def test_moving_a_network_frees_its_buffers():
+    network = build()
+    with_engine(network, torch.randn(1, 1, 16, 16, 16))
+    network.to("cpu")
+    assert network not in dispatch._packs
 
 
 @pytest.mark.parametrize("value, reason", [("0", "nnUNet_ext_packed=0"), ("yes", "none of 0, 1 and bf16")])

@@ -72,29 +72,36 @@ inline float as_float(uint16_t x) {
 #endif
 inline float as_float(float x) { return x; }
 
+// GCC has __builtin_shufflevector since version 12.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
 // a0 b0 a1 b1 ... in two vectors, and back.
 inline void interleave(V a, V b, V& low, V& high) {
 #if LANES == 4
-    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    low = SHUFFLE(a, b, 0, 4, 1, 5);
+    high = SHUFFLE(a, b, 2, 6, 3, 7);
 #elif LANES == 8
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    low = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    low = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #endif
 }
 inline void deinterleave(V low, V high, V& a, V& b) {
 #if LANES == 4
-    a = __builtin_shufflevector(low, high, 0, 2, 4, 6);
-    b = __builtin_shufflevector(low, high, 1, 3, 5, 7);
+    a = SHUFFLE(low, high, 0, 2, 4, 6);
+    b = SHUFFLE(low, high, 1, 3, 5, 7);
 #elif LANES == 8
-    a = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
-    b = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
+    a = SHUFFLE(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
+    b = SHUFFLE(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
 #else
-    a = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    b = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    a = SHUFFLE(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    b = SHUFFLE(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 #endif
 }
 

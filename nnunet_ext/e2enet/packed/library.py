@@ -2,14 +2,15 @@
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,35 +75,82 @@ class Layer(ctypes.Structure):
     ]
 
 
-@functools.cache
+_engines: dict[int, "ctypes.CDLL | str"] = {}  # by stored bytes; a text says why there is none
+_loading = threading.Lock()
+
+
 def engine(stored_bytes: int = 4) -> ctypes.CDLL:
     """The engine for this processor, compiled where it is not in the cache; volumes in float32 or, 2 bytes, bfloat16.
+
+    It is tried once in a process: what failed fails again at once.
 
     Raises:
         PackedUnavailable: no compiler, a compiler that fails, or a processor that the engine does not know.
     """
+    if stored_bytes not in _engines:
+        with _loading:
+            if stored_bytes not in _engines:
+                try:
+                    _engines[stored_bytes] = _made_engine(stored_bytes)
+                except PackedUnavailable as error:
+                    _engines[stored_bytes] = str(error)
+    found = _engines[stored_bytes]
+    if isinstance(found, str):
+        raise PackedUnavailable(found)
+    return found
+
+
+def _after_fork() -> None:
+    global _loading
+    _loading = threading.Lock()  # another thread of the parent may have held the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _made_engine(stored_bytes: int) -> ctypes.CDLL:
     lanes, flags = instruction_set()
-    command = [compiler(), *FLAGS, *flags, f"-DLANES={lanes}", *(["-DBFLOAT16"] if stored_bytes == 2 else [])]
-    with compiled(command) as path:
+    command = [*compiler(), *FLAGS, *flags, f"-DLANES={lanes}", *(["-DBFLOAT16"] if stored_bytes == 2 else [])]
+    path = cached_library(command)
+    if path is not None:
         try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            path.unlink(missing_ok=True)  # the next process compiles again
-            raise PackedUnavailable(f"the compiled library does not load ({error})") from error
-    library.packed_scratch.argtypes = [ctypes.POINTER(Layer)]
-    library.packed_scratch.restype = ctypes.c_int64
-    library.packed_run.argtypes = [
-        ctypes.POINTER(Layer),
-        ctypes.c_int32,
-        ctypes.c_int32,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-    ]
-    library.packed_run.restype = None
-    found = library.packed_lanes(), library.packed_stored_size(), library.packed_layer_size()
+            return _load(path, lanes, stored_bytes)
+        except PackedUnavailable:  # damaged, or a folder from which nothing may run
+            with contextlib.suppress(OSError):
+                path.unlink()  # the next process compiles again
+    try:
+        with tempfile.TemporaryDirectory(prefix="nnunet_ext-") as own:
+            path = Path(own) / "engine.so"
+            _compile(command, path)
+            return _load(path, lanes, stored_bytes)
+    except OSError as error:
+        raise PackedUnavailable(f"no temporary folder can be used ({error})") from error
+
+
+def _load(path: Path, lanes: int, stored_bytes: int) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        layer = ctypes.POINTER(Layer)
+        library.packed_scratch.argtypes = [layer]
+        library.packed_scratch.restype = ctypes.c_int64
+        library.packed_run.argtypes = [layer, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64]
+        library.packed_run.restype = None
+        found = library.packed_lanes(), library.packed_stored_size(), library.packed_layer_size()
+    except (OSError, AttributeError) as error:
+        raise PackedUnavailable(f"the compiled library does not load ({error})") from error
     if found != (lanes, stored_bytes, ctypes.sizeof(Layer)):
         raise PackedUnavailable("the compiled library lays its data out in another way than this Python")
     return library
+
+
+def found_here() -> tuple[bool, str]:
+    """Whether the engine runs on this machine, and why not; for `doctor`. Compiles it where it is not in the cache."""
+    try:
+        engine()
+        return True, f"E2ENet: the CPU engine was compiled by {' '.join(compiler())} and loads"
+    except PackedUnavailable as error:
+        return False, f"E2ENet: predicts on CPUs with torch's dense convolutions, which takes longer: {error}"
 
 
 def instruction_set() -> tuple[int, list[str]]:
@@ -119,48 +167,70 @@ def instruction_set() -> tuple[int, list[str]]:
     return INSTRUCTION_SETS.get(capability, INSTRUCTION_SETS["portable"])
 
 
-def compiler() -> str:
-    """The system's C++ compiler: $CXX, or the first of c++, g++, clang++ in the PATH.
+def compiler() -> list[str]:
+    """The system's C++ compiler: $CXX with its arguments, or the first of c++, g++, clang++ in the PATH.
 
     Raises:
         PackedUnavailable: there is none.
     """
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        path = shutil.which(name) if name else None
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise PackedUnavailable(f"CXX={os.environ['CXX']} cannot be read ({error})") from error
+    for name in chosen[:1] or ("c++", "g++", "clang++"):
+        path = shutil.which(name)
         if path:
-            return path
+            return [path, *chosen[1:]]
+    if chosen:
+        raise PackedUnavailable(f"the C++ compiler {chosen[0]}, which CXX names, was not found")
     raise PackedUnavailable("no C++ compiler was found (looked for $CXX, c++, g++, clang++)")
 
 
-def cache_folder() -> Path:
-    """`nnunet_ext/packed` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache)."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "nnunet_ext" / "packed"
+def cache_folder() -> Path | None:
+    """`nnunet_ext/packed` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache); None without a home."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):  # as its specification wants
+        root = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "nnunet_ext" / "packed" if os.path.isabs(root) else None
 
 
-@contextlib.contextmanager
-def compiled(command: list[str]) -> Iterator[Path]:
-    """The library that `command` makes of the source: from the cache, or from a folder that goes away afterwards."""
+def cached_library(command: list[str]) -> Path | None:
+    """The library that `command` makes of the source, in the cache; None where no cache can be used.
+
+    Only a folder and a file that belong to this user, and that nobody else may write, are used: what lies there runs.
+
+    Raises:
+        PackedUnavailable: the compiler fails.
+    """
     key = hashlib.sha256(SOURCE.read_bytes())
     for word in (*command, _version_of(command[0])):
         key.update(b"\0" + word.encode())
     folder = cache_folder()
+    if folder is None:
+        return None
     path = folder / f"engine-{key.hexdigest()[:20]}.so"
-    if path.is_file():
-        yield path
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_suffix(".lock")):
-            if not path.is_file():  # another process was faster
-                _compile(command, path)
-    except OSError:  # no home, read-only, full: this process compiles for itself
-        with tempfile.TemporaryDirectory(prefix="nnunet_ext-") as own:
-            path = Path(own) / "engine.so"
-            _compile(command, path)
-            yield path
-        return
-    yield path
+        for private in (folder.parent, folder):
+            with contextlib.suppress(OSError):  # of another user, or read-only; what counts is asked next
+                private.chmod(0o700)
+            if not _is_ours(private):
+                return None
+        if not _is_ours(path):
+            with _lock(path.with_suffix(".lock")):
+                if not _is_ours(path):  # else another process was faster
+                    _compile(command, path)
+        return path
+    except OSError:  # no place, read-only, full
+        return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this is a file or folder of this user that nobody else may write."""
+    if not path.exists() or path.is_symlink():
+        return False
+    facts = path.stat()
+    return facts.st_uid == os.getuid() and not facts.st_mode & 0o022
 
 
 @contextlib.contextmanager
@@ -179,13 +249,15 @@ def _compile(command: list[str], path: Path) -> None:
         done = subprocess.run(
             [*command, str(SOURCE), "-o", temporary],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=SECONDS_TO_COMPILE,
             stdin=subprocess.DEVNULL,
         )
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
             raise PackedUnavailable(f"the compiler {command[0]} failed: {lines[0].strip()}")
+        os.chmod(temporary, 0o700)
         os.replace(temporary, path)
     except subprocess.TimeoutExpired as error:
         raise PackedUnavailable(f"the compiler {command[0]} took over {SECONDS_TO_COMPILE} s") from error
@@ -196,7 +268,7 @@ def _compile(command: list[str], path: Path) -> None:
 
 def _version_of(path: str) -> str:
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PackedUnavailable(f"the compiler {path} does not run ({error})") from error
-    return done.stdout
+    return done.stdout.decode(errors="replace")

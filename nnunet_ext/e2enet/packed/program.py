@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE  # of every LeakyReLU, which the layers that read a volume apply
 from nnunet_ext.e2enet.masked import Connections, KernelMask
 from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
-NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, which the layers that read a volume apply
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 16
 CACHE_LINE = 16  # floats
