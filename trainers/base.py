@@ -1,6 +1,5 @@
 """What all our trainers share: options from plans, networks from plans, atomic checkpoints, method state, reports."""
 
-import io
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,21 +7,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from nnunet_ext.costs.complexity import complexity_report, complexity_text
-from nnunet_ext.discovery.compatibility import check_nnunet_version
+from nnunet_ext.discovery.compatibility import check_nnunet_version, versions
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
-from nnunet_ext.files import read_json, write_atomically, write_json
+from nnunet_ext.files import read_json, write_json
+from nnunet_ext.layers.compiling import fall_back_to_eager
 from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
-from nnunet_ext.weights.checkpoints import read_checkpoint
+from nnunet_ext.trainers.checks import check_other_folds, check_preprocessed
+from nnunet_ext.trainers.resumable import ResumableTrainer
 
-METHOD_STATE = "nnunet_ext"  # the key that we add to nnU-Net's checkpoints
+CUDA = torch.device("cuda")  # the default in nnU-Net's signature
 
 show_configuration_errors_as_text()
 
@@ -41,24 +42,18 @@ class NoScheduler:
         """Does nothing."""
 
 
-class ExtTrainer(nnUNetTrainer):
+class ExtTrainer(ResumableTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
-    method: ClassVar[str]
     network_class: ClassVar[type[Any]]
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
     arch_kwargs_at: ClassVar[Callable[..., dict[str, Any]]]  # strides, patch_size -> the network's default arch_kwargs
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ) -> None:
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: Any = CUDA) -> None:
         # nnU-Net creates the results folder in its constructor: all that can be refused is refused before.
         options = self.checked_options(plans, configuration, dataset_json)
+        check_other_folds(type(self), plans, configuration, fold)
+        self.continues = bool(plans.get("continue_training"))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.options = options
         self.enable_deep_supervision = self.network_class.supports_deep_supervision
@@ -81,19 +76,9 @@ class ExtTrainer(nnUNetTrainer):
     def on_initialized(self) -> None:
         """method: called once when network and optimizer exist, before the first step."""
 
-    def method_state(self) -> dict[str, Any]:
-        """method: what `--c` needs besides the network's state dict and the optimizer."""
-        return {}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """method: continues from `method_state()`."""
-
     def history_row(self) -> dict[str, Any]:
         """method: what the method learned in this epoch, as JSON values."""
         return {}
-
-    def finish_checkpoint(self, checkpoint: dict[str, Any], filename: str) -> None:
-        """method: changes a checkpoint, whose tensors are copies on the CPU, before it is written."""
 
     # options and network
 
@@ -136,6 +121,11 @@ class ExtTrainer(nnUNetTrainer):
         return options
 
     @classmethod
+    def whole_arch_kwargs(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """The planned arch_kwargs with the network's defaults."""
+        return {**architecture_options(cls.network_class), **cls.planned_arch_kwargs(configuration_manager)}
+
+    @classmethod
     def build_network_architecture(
         cls,
         plans_manager: PlansManager,
@@ -171,6 +161,10 @@ class ExtTrainer(nnUNetTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             super().initialize()
+        if "nnUNet_compile" not in os.environ:
+            for module in (*self.network.modules(), *self.loss.modules()):  # nnU-Net compiles the Dice loss too
+                if isinstance(module, OptimizedModule):
+                    fall_back_to_eager(module, self.print_to_log_file)
         self.on_initialized()
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -185,43 +179,19 @@ class ExtTrainer(nnUNetTrainer):
             dist.all_gather_object(values, value)
         return values
 
-    # checkpoints
-
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint with our state under one extra key, on the CPU; it replaces the old one when whole."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        buffer = io.BytesIO()
-        super().save_checkpoint(buffer)
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # what we wrote a moment ago
-        checkpoint[METHOD_STATE] = {"method": self.method, "state": self.method_state()}
-        self.finish_checkpoint(checkpoint, filename)
-        write_atomically(filename, lambda file: torch.save(checkpoint, file))
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """nnU-Net's, then the method's state.
-
-        Raises:
-            ConfigurationError: the file is damaged or was written by another method.
-        """
-        path = filename_or_checkpoint
-        extra = read_checkpoint(path).get(METHOD_STATE)
-        if extra is None or extra["method"] != self.method:
-            raise ConfigurationError(f"The checkpoint {path} was not written by {type(self).__name__}.")
-        super().load_checkpoint(path)
-        self.load_method_state(extra["state"])
-
     # reports
 
     def on_train_start(self) -> None:
         """nnU-Net's; then prints and saves the network's cost, and takes up the history where the training stands."""
+        if not self.was_initialized:
+            self.initialize()
+        dataset = self.dataset_class(self.preprocessed_dataset_folder)
+        check_preprocessed(dataset, self.plans_manager, self.configuration_manager, self.configuration_name)
         super().on_train_start()
         if self.local_rank != 0:
             return
         report = complexity_report(self.net, self.num_input_channels, self.configuration_manager.patch_size)
-        write_json(os.path.join(self.output_folder, "complexity.json"), report)
+        write_json(os.path.join(self.output_folder, "complexity.json"), {**report, "versions": versions()})
         self.print_to_log_file(complexity_text(report), add_timestamp=False)
         if self.current_epoch and os.path.isfile(self._history_file):
             self.history = [row for row in read_json(self._history_file) if row["epoch"] < self.current_epoch]

@@ -21,7 +21,7 @@ from nnunet_ext.dints.schedule import Pace, SearchSchedule
 from nnunet_ext.dints.snapshot import CodeFiles, Snapshot, mean_dice, row_text
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
-from nnunet_ext.trainers.base import ExtTrainer, NoScheduler, named_arch_kwargs
+from nnunet_ext.trainers.base import CUDA, ExtTrainer, NoScheduler, named_arch_kwargs
 from nnunet_ext.weights.random_state import random_state, set_random_state
 
 DISCRETE = "discrete_"  # prefix of what the discrete net scores in validation
@@ -35,14 +35,7 @@ class DiNTSSearchTrainer(ExtTrainer):
     options_class = DiNTSOptions
     options: DiNTSOptions
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ) -> None:
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: Any = CUDA) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         options, planned = self.options, self.plans_manager.get_configuration(configuration)
         # Patch and batch of the search; the plans, which are saved beside the model, stay as they are.
@@ -109,6 +102,10 @@ class DiNTSSearchTrainer(ExtTrainer):
         folder, keys = self.preprocessed_dataset_folder, (self.halves(list(training))[self._half], validation)
         first, second = (self.dataset_class(folder, k, folder_with_segs_from_previous_stage=previous) for k in keys)
         return first, second
+
+    def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
+        """The weights' rate, which counts iterations, whatever the length."""
+        return {"learning rate": self.search.rate(epoch * self.num_iterations_per_epoch)}
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Pairs of batches from the two halves; the second comes only when the architecture moves."""

@@ -30,6 +30,13 @@ class E2ENetTrainer(ExtTrainer):
             seed=self.seed,
         )
 
+    def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
+        """The learning rate, and the share of active kernels that an update drops."""
+        drop_rate = self.topology.rate(
+            epoch * self.num_iterations_per_epoch, num_epochs * self.num_iterations_per_epoch
+        )
+        return {**super().rates_at(epoch, num_epochs), "drop rate": drop_rate}
+
     def method_state(self) -> dict[str, Any]:
         """The topology's clock; the masks are in the network's state dict."""
         return self.topology.state()

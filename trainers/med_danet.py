@@ -6,7 +6,7 @@ of the part that has just been computed, and never through DDP's forward pass, w
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,18 @@ from torch import distributed as dist
 
 from nnunet_ext.costs.unet import unet_macs
 from nnunet_ext.files import write_json
-from nnunet_ext.layers.gradients import average_gradients
-from nnunet_ext.med_danet.accounting import EpochNotes, report_text, row_text, slice_areas, validation_report
+from nnunet_ext.layers.gradients import average_gradients, forget_moments
+from nnunet_ext.layers.precision import autocast_of
+from nnunet_ext.med_danet.accounting import EpochNotes, noted_cases, report_text, row_text, validation_report
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
-from nnunet_ext.med_danet.phases import Phases, thinned
+from nnunet_ext.med_danet.phases import Phases, continued, thinned
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
+from nnunet_ext.weights.random_state import mixed_seed
 
 CLIP = 12  # norm of gradients, nnU-Net's
 
@@ -38,6 +40,7 @@ class MedDANetTrainer(ExtTrainer):
     network_class = MedDANet
     options_class = MedDANetOptions
     arch_kwargs_at = staticmethod(arch_kwargs_at)
+    final_keeps_moments = False
     options: MedDANetOptions
 
     @classmethod
@@ -47,8 +50,7 @@ class MedDANetTrainer(ExtTrainer):
         assert isinstance(options, MedDANetOptions)
         planned = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs
         candidates = len(planned.get("candidates") or PAPER_BANK)
-        options.weights(candidates)
-        options.leaving([1] * candidates)
+        options.weights(candidates), options.leaving([1] * candidates)
         return options
 
     def _do_i_compile(self) -> bool:
@@ -112,12 +114,9 @@ class MedDANetTrainer(ExtTrainer):
         learning = self._learning()
         for part in (*self.net.candidates, self.net.decision):
             learns = any(part is other for other in learning)
-            part.train(learns)
-            for parameter in part.parameters():
-                parameter.requires_grad_(learns)
+            part.train(learns).requires_grad_(learns)
         # Dropout and the choice of slices are then the same after --c, and differ between ranks.
-        numbers = np.random.SeedSequence([self.seed, self.current_epoch, self.local_rank]).generate_state(1)
-        torch.manual_seed(int(numbers[0]))
+        torch.manual_seed(mixed_seed(self.seed, self.current_epoch, self.local_rank))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """nnU-Net's; from the end of its first epoch on the decision network may choose."""
@@ -146,9 +145,6 @@ class MedDANetTrainer(ExtTrainer):
         self._step += 1
         return {"loss": np.mean([loss.cpu().numpy() for loss in losses])}
 
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
-
     def _backward(self, loss: Tensor, part: nn.Module) -> Tensor:
         """Gradients of one part, averaged over the ranks; returns the loss as it was."""
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
@@ -160,7 +156,7 @@ class MedDANetTrainer(ExtTrainer):
         """The terms of equation 5, each with nnU-Net's loss, one candidate after the other."""
         losses = []
         for index in self.phases.active(self.current_epoch):
-            with self._autocast():
+            with autocast_of(self.device):
                 loss = self.loss(self.net.candidate(index, data), target)
             losses.append(self._backward(loss, self.net.candidates[index]))
             self._notes.add_loss(index, float(losses[-1]))
@@ -171,7 +167,7 @@ class MedDANetTrainer(ExtTrainer):
         slices = self.net.fold(data)
         ignore = self.label_manager.ignore_label if self.label_manager.has_ignore_label else None
         told = {"regions": self.label_manager.has_regions, "ignore_label": ignore}
-        with self._autocast():
+        with autocast_of(self.device):
             labels = slice_labels(self.net, slices, self.net.fold(target), self.costs, self.options.alpha, **told)
             logits = self.net.decision(slices)
         known = labels != UNKNOWN
@@ -201,9 +197,9 @@ class MedDANetTrainer(ExtTrainer):
         cases = sorted(sum(self.gathered(self._routed_cases(made[0])), []), key=lambda case: case["case"])
         if not cases or self.local_rank != 0:
             return
-        network, manager = self.net, self.configuration_manager
-        size = manager.patch_size[-2:]
-        unet = unet_macs(manager.pool_op_kernel_sizes, network.input_channels, network.num_classes, size)
+        network, planned = self.net, self.configuration_manager
+        size, strides = planned.patch_size[-2:], planned.pool_op_kernel_sizes
+        unet = unet_macs(strides, network.input_channels, network.num_classes, size)
         report = validation_report(cases, self.slice_costs, unet)
         write_json(os.path.join(self.output_folder, "validation", "med_danet_spent.json"), report)
         self.print_to_log_file(report_text(report, self.slice_costs.titles[network.largest]))
@@ -216,13 +212,7 @@ class MedDANetTrainer(ExtTrainer):
         if self.is_ddp:
             keys = keys[self.local_rank :: dist.get_world_size()]
         data = self.dataset_class(self.preprocessed_dataset_folder, keys)
-        labels = self.dataset_json["labels"]
-        regions = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
-        cases = []
-        for name, (votes, padding) in zip(data.identifiers, predictor.votes, strict=True):
-            areas, foreground = slice_areas(np.asarray(data.load_case(name)[1][:])[0], regions)
-            cases.append({"case": name, "votes": votes, "padding": padding, "areas": areas, "foreground": foreground})
-        return cases
+        return noted_cases(data, predictor.votes, self.dataset_json["labels"])
 
     def history_row(self) -> dict[str, Any]:
         """Phase, mean loss of each candidate, labels of the training and choices of the validation (skip first)."""
@@ -233,14 +223,28 @@ class MedDANetTrainer(ExtTrainer):
         self.print_to_log_file(row_text(self.history_row()))
         super().on_epoch_end()
         at_border = self.current_epoch == self.options.decision_start < self.num_epochs
+        if at_border:
+            forget_moments(self.optimizer, self.net.candidates)  # whose moments nothing reads any more
         if at_border and self.current_epoch % self.save_every:
             self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
             self.current_epoch += 1
 
-    def save_checkpoint(self, filename: str) -> None:
-        """ExtTrainer's. The best of the bank is no `checkpoint_best.pth`: that one's decision network is trained."""
-        folder, name = os.path.split(filename) if isinstance(filename, str) else ("", "")
-        if name == "checkpoint_best.pth" and not self.decides and self.options.decision_start < self.num_epochs:
-            filename = os.path.join(folder, "checkpoint_best_bank.pth")
-        super().save_checkpoint(filename)
+    def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
+        """The rate of the phase."""
+        return {"learning rate": replace(self.phases, options=self.options.of_length(num_epochs)).rate(epoch, 0)}
+
+    def method_state(self) -> dict[str, Any]:
+        """Where the border between the phases is."""
+        return {"decision_start": self.options.decision_start}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """A training that is prolonged does not fall back into the bank's phase without being asked."""
+        if self.decides or not self.net.routes or self.current_epoch >= self.num_epochs:
+            return
+        self.options, text = continued(self.options, state.get("decision_start", self.current_epoch))
+        self.phases = replace(self.phases, options=self.options)
+        if not self.decides:
+            self.net.restart_decision(self.seed)
+            forget_moments(self.optimizer, self.net.decision)
+        self.print_to_log_file(text)

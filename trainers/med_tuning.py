@@ -33,6 +33,7 @@ class MedTuningTrainer(ExtTrainer):
     network_class = MedTuningNet
     options_class = MedTuningOptions
     arch_kwargs_at = staticmethod(arch_kwargs_at)
+    final_keeps_moments = False
     options: MedTuningOptions
     weights: dict[str, Any] | None = None
     _is_new = True  # until a checkpoint is loaded
@@ -88,8 +89,10 @@ class MedTuningTrainer(ExtTrainer):
         """ExtTrainer's; a training that is continued looks for no pretrained weights."""
         self._is_new = False
         super().load_checkpoint(filename_or_checkpoint)
-        if self.current_epoch < self.num_epochs and not self.optimizer.state_dict()["state"]:
-            self.print_to_log_file("This checkpoint ended a training and has no moments: the optimizer's start anew.")
+
+    def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
+        """The rate of warm-up and cosine."""
+        return {"learning rate": self.options.of_length(num_epochs).rate(epoch)}
 
     def on_initialized(self) -> None:
         """A new training takes the pretrained weights, on every rank."""
@@ -158,10 +161,8 @@ class MedTuningTrainer(ExtTrainer):
         self.weights = state["weights"]
 
     def finish_checkpoint(self, checkpoint: dict[str, Any], filename: str) -> None:
-        """Frozen tensors in half precision, which they have been rounded to; no moments where the training is over."""
+        """Frozen tensors in half precision, which they have been rounded to."""
         checkpoint["network_weights"] = with_halves(checkpoint["network_weights"], self.net.frozen_names())
-        if os.path.basename(filename) == "checkpoint_final.pth":
-            checkpoint["optimizer_state"] = {**checkpoint["optimizer_state"], "state": {}}
 
 
 class _RateByEpoch:

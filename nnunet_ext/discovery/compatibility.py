@@ -25,3 +25,8 @@ def check_nnunet_version() -> str:
             f'Run: pip install "nnunetv2{TESTED_NNUNET}"'
         )
     return installed
+
+
+def versions() -> dict[str, str]:
+    """Release of each package that decides what a model computes; they are stored with it."""
+    return {name: version(name) for name in ("nnunet-ext", "nnunetv2", "torch")}

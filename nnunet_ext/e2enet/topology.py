@@ -54,19 +54,28 @@ class DynamicTopology:
         self.dynamic, self.seed = dynamic, seed
         self.steps = 0
         self.updates = 0
-        self.ever_active = {name: layer.kernel_mask.cpu().clone() for name, layer in self.layers.items()}
+        self._ever_active: dict[str, Tensor] | None = None  # from the first step on: weights may be loaded until then
         for layer in self.layers.values():
             layer.weight.register_hook(_gradient_mask(layer))
         optimizer.register_step_post_hook(lambda *_: self._after_step())
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: int, total_steps: int | None = None) -> float:
         """Share of active kernels dropped at `step`: cosine decay from `drop_rate` to `final_drop_rate`."""
-        cosine = (1 + math.cos(math.pi * min(step, self.total_steps) / self.total_steps)) / 2
+        total = total_steps or self.total_steps
+        cosine = (1 + math.cos(math.pi * min(step, total) / total)) / 2
         return self.final_rate + (self.first_rate - self.final_rate) * cosine
+
+    @property
+    def ever_active(self) -> dict[str, Tensor]:
+        """Kernels that were active at any step so far, by layer, on the CPU."""
+        if self._ever_active is None:
+            return {name: layer.kernel_mask.cpu().clone() for name, layer in self.layers.items()}
+        return self._ever_active
 
     @torch.no_grad()
     def _after_step(self) -> None:
         self._zero_inactive()
+        self._ever_active = self.ever_active
         self.steps += 1
         if self.dynamic and self.steps % self.update_every == 0:
             self._update()
@@ -98,17 +107,18 @@ class DynamicTopology:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from `state()`."""
         self.steps, self.updates = state["steps"], state["updates"]
-        self.ever_active = {name: mask.cpu().clone() for name, mask in state["ever_active"].items()}
+        self._ever_active = {name: mask.cpu().clone() for name, mask in state["ever_active"].items()}
 
     def summary(self) -> dict[str, float]:
         """Steps, updates, the current drop rate, active kernels, and the share of kernels that were ever active."""
-        kernels = sum(mask.numel() for mask in self.ever_active.values())
+        ever_active = self.ever_active
+        kernels = sum(mask.numel() for mask in ever_active.values())
         return {
             "steps": self.steps,
             "updates": self.updates,
             "drop_rate": self.rate(self.steps) if self.dynamic else 0.0,
             "active_kernels": sum(int(layer.kernel_mask.sum()) for layer in self.layers.values()),
-            "ever_active": sum(int(mask.sum()) for mask in self.ever_active.values()) / max(1, kernels),
+            "ever_active": sum(int(mask.sum()) for mask in ever_active.values()) / max(1, kernels),
         }
 
 

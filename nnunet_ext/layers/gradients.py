@@ -13,3 +13,9 @@ def average_gradients(part: nn.Module) -> None:
     flat /= dist.get_world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def forget_moments(optimizer: torch.optim.Optimizer, part: nn.Module) -> None:
+    """Drops the optimizer's state of a part that learns no more, or that starts anew."""
+    for parameter in part.parameters():
+        optimizer.state.pop(parameter, None)

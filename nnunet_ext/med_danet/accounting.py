@@ -1,6 +1,6 @@
 """What Med-DANet's phases learned in an epoch, and what routing chose and spent in a validation. Plain numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,22 @@ def counts_by_content(votes: Votes, areas: Mapping[str, Sequence[int]]) -> dict[
     kinds |= {name: [area > 0 for area in column] for name, column in areas.items()}
     chosen = {name: [row for row, is_kind in zip(votes, kind, strict=True) if is_kind] for name, kind in kinds.items()}
     return {name: counts_of(rows) if rows else nothing for name, rows in chosen.items()}
+
+
+def noted_cases(dataset: Any, recorded: Iterable[tuple[Any, Any]], labels: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `validation_report` needs of each case.
+
+    Args:
+        dataset: nnU-Net's, of the cases in the order in which they were predicted.
+        recorded: (votes, padding) of each.
+        labels: of dataset.json.
+    """
+    regions = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    cases = []
+    for name, (votes, padding) in zip(dataset.identifiers, recorded, strict=True):
+        areas, foreground = slice_areas(np.asarray(dataset.load_case(name)[1][:])[0], regions)
+        cases.append({"case": name, "votes": votes, "padding": padding, "areas": areas, "foreground": foreground})
+    return cases
 
 
 def validation_report(cases: Sequence[Mapping[str, Any]], costs: SliceCosts, unet_macs: int) -> dict[str, Any]:

@@ -93,6 +93,15 @@ class MedDANet(nn.Module):
             if not regions:
                 self.skip.logits[0] = SKIP_LOGIT
 
+    @torch.no_grad()
+    def restart_decision(self, seed: int) -> None:
+        """Gives the decision network new weights, and takes its say; other random numbers are as before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = DecisionNetwork(self.input_channels, len(self.bank) + 1)
+        self.decision.load_state_dict(fresh.state_dict())
+        self.decision_trained.fill_(False)
+
     @property
     def routes(self) -> bool:
         """Whether the decision network is trained, so that it may choose."""

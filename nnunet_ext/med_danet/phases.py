@@ -1,7 +1,8 @@
 """Which parts of Med-DANet learn when, and at which rate: functions of epoch and step alone (section 4.1)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,23 @@ class Phases:
             f"Bank: {listed}. Epochs 0 to {start - 1} train it; candidates that leave at epoch {leave}: {gone}. {then}"
             f"{titles[largest]} predicts every slice."
         )
+
+
+def continued(options: MedDANetOptions, border: Any) -> tuple[MedDANetOptions, str]:
+    """Options of a training that goes on, though by them the bank would learn again; and what to say.
+
+    The decision network had been trained from epoch `border` on. With more epochs that border stays, as nothing asks
+    for another; `bank_epochs` asks for it.
+    """
+    if options.bank_epochs is not None:
+        return options, (
+            f"The bank trains on until epoch {options.decision_start}; then the decision network starts anew, because "
+            f"the one that was trained belongs to another bank."
+        )
+    return replace(options, bank_epochs=border), (
+        f"The bank was finished after {border} epochs: that stays, and the further epochs train the decision network. "
+        f"bank_epochs=N in the plans trains the bank on until epoch N."
+    )
 
 
 def warm_poly_rate(step: int, total: int, warmup: int, peak: float) -> float:

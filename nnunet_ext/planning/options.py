@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from nnunet_ext.errors import ConfigurationError
@@ -44,6 +44,14 @@ class TrainingOptions:
         refuse_unknown(values, known, f"training option of {cls.__name__}")
         hints = get_type_hints(cls)
         return cls(**{name: _checked(known[name], hints[name], value) for name, value in values.items()})
+
+    def of_length(self: Options, num_epochs: int) -> Options:
+        """The same options for a training of so many epochs.
+
+        Raises:
+            ConfigurationError: the others do not allow it.
+        """
+        return replace(self, num_epochs=num_epochs)
 
 
 def _checked(option_field: Field, kind: Any, value: Any) -> Any:

@@ -22,10 +22,13 @@ _NUMPY: list[Any] = [
 ]
 
 
-def load_data(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote, with all tensors on the CPU; errors are torch's, `UnpicklingError` for anything else."""
+def load_data(path: str | os.PathLike, lazily: bool = False) -> Any:
+    """What `torch.save` wrote, with all tensors on the CPU; errors are torch's, `UnpicklingError` for anything else.
+
+    `lazily`: tensors stay in the file until they are used, which is for looking at the rest.
+    """
     with torch.serialization.safe_globals(_NUMPY):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=lazily or None)
 
 
 def _refused(error: Exception) -> str:
@@ -34,14 +37,14 @@ def _refused(error: Exception) -> str:
     return f" It holds a {found[1]}." if found else ""
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """The dict of a `checkpoint_*.pth`, with all tensors on the CPU.
+def read_checkpoint(path: str | os.PathLike, lazily: bool = False) -> dict[str, Any]:
+    """The dict of a `checkpoint_*.pth`, with all tensors on the CPU; `lazily` as in `load_data`.
 
     Raises:
         ConfigurationError: the file is missing, damaged, or holds more than data.
     """
     try:
-        checkpoint = load_data(path)
+        checkpoint = load_data(path, lazily)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"The checkpoint {path} holds more than weights and numbers, or is damaged; it was not opened, because "

@@ -24,3 +24,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 32-bit seed from several small numbers, unrelated to that of their neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -3,6 +3,8 @@
 import json
 from copy import deepcopy
 from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +50,7 @@ class TrainerContract(OnRequest):
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
     configurations: tuple = ("3d_fullres",)  # those that are preprocessed
+    longer: dict = {}  # options besides num_epochs of a training that goes on
 
     @property
     def trainer_class(self):
@@ -232,6 +235,121 @@ class TrainerContract(OnRequest):
         torch.save({"network_weights": {}}, path)
         with pytest.raises(ConfigurationError, match="was not written by"):
             trainer.load_checkpoint(path)
+
+    # continuing
+
+    def continued(self, **options):
+        """A trainer as `nnUNetv2_train --c` makes it."""
+        return self.build({**self.handmade(**options), "continue_training": True})
+
+    def after(self, epochs, names, **options):
+        """A trainer after so many epochs that saved the checkpoint of each name after the epoch of that number."""
+        trainer = self.build(self.handmade(**{"num_epochs": epochs, "save_every": 1000, **options}))
+        trainer.initialize()
+        trainer.save_checkpoint = lambda path: None  # nnU-Net's own best, and Med-DANet's border
+        for epoch in range(1, epochs + 1):
+            self.run_epoch(trainer)
+            for name, when in names.items():
+                if when == epoch:
+                    trainer.current_epoch -= 1
+                    type(trainer).save_checkpoint(trainer, f"{trainer.output_folder}/checkpoint_{name}.pth")
+                    trainer.current_epoch += 1
+        return trainer
+
+    @staticmethod
+    def log_of(trainer):
+        return Path(trainer.log_file).read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("names", "asked", "taken"),
+        [
+            ({"latest": 1, "best": 2}, "latest", "best"),
+            ({"latest": 2, "best": 1}, "latest", "latest"),
+            ({"latest": 2, "best": 2}, "latest", "latest"),
+            ({"final": 1, "latest": 2}, "final", "latest"),  # of a training that was prolonged
+        ],
+        ids=str,
+    )
+    def test_a_training_continues_from_its_newest_checkpoint(self, workspace, names, asked, taken):
+        whole = self.after(3, names)
+        resumed = self.continued(num_epochs=3)
+        resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_{asked}.pth")
+        assert resumed.current_epoch == max(names.values())
+        said = f"continues from checkpoint_{taken}.pth, which stands after {resumed.current_epoch} epochs"
+        assert (said in self.log_of(resumed)) == (asked != taken)
+
+    @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+    def test_half_a_checkpoint_is_passed_over_with_a_line(self, workspace, damage):
+        whole = self.after(2, {"latest": 2, "best": 1})
+        latest = Path(whole.output_folder, "checkpoint_latest.pth")
+        latest.write_bytes(damage(latest.read_bytes()))
+        resumed = self.continued(num_epochs=2)
+        resumed.load_checkpoint(str(latest))
+        assert resumed.current_epoch == 1
+        log = self.log_of(resumed)
+        assert "checkpoint_latest.pth cannot be used" in log and "continues from checkpoint_best.pth" in log
+        latest.with_name("checkpoint_best.pth").write_bytes(b"")
+        with pytest.raises(ConfigurationError, match="No whole checkpoint is in .* Start this training anew"):
+            self.continued(num_epochs=2).load_checkpoint(str(latest))
+
+    def test_a_validation_takes_no_other_checkpoint_than_it_asks_for(self, workspace):
+        whole = self.after(2, {"final": 1, "best": 2})
+        trainer = self.build(self.handmade(num_epochs=2))
+        final = Path(whole.output_folder, "checkpoint_final.pth")
+        trainer.load_checkpoint(str(final))
+        assert trainer.current_epoch == 1
+        final.write_bytes(b"")
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            self.build(self.handmade(num_epochs=2)).load_checkpoint(str(final))
+
+    def test_a_prolonged_training_says_how_its_schedules_jump(self, workspace):
+        whole = self.after(3, {"final": 3})
+        resumed = self.continued(num_epochs=6, **self.longer)
+        resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")
+        if resumed.num_epochs == whole.num_epochs:  # its length is a number of iterations
+            return
+        (line,) = (line for line in self.log_of(resumed).splitlines() if "This training was planned for" in line)
+        assert f"planned for {whole.num_epochs} epochs and now has {resumed.num_epochs}" in line
+        said = float(line.split("learning rate ")[1].split(" -> ")[1].split(",")[0].strip(". "))
+        rates = self.rates_of_steps(resumed)
+        self.run_epoch(resumed)
+        assert rates[0] == pytest.approx(said, rel=1e-3)
+
+    def test_releases_are_stored_with_the_model(self, workspace):
+        whole = self.after(2, {"final": 2})
+        state = checkpoint(Path(whole.output_folder))["nnunet_ext"]
+        assert state["versions"] == {name: version(name) for name in ("nnunet-ext", "nnunetv2", "torch")}
+
+    def test_a_compilation_that_fails_costs_a_line(self, workspace, monkeypatch):
+        if not self.network_class.supports_compile:
+            pytest.skip("not claimed")
+
+        def failing(graph, inputs):
+            raise RuntimeError("no compiler here\nand more")
+
+        compile_network = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda network: compile_network(network, backend=failing))
+        monkeypatch.setattr(self.trainer_class, "_do_i_compile", lambda trainer: True)
+        monkeypatch.delenv("nnUNet_compile", raising=False)
+        torch._dynamo.reset()
+        trainer, plain = self.build(), None
+        trainer.initialize()
+        losses = self.run_epoch(trainer)
+        lines = [line for line in self.log_of(trainer).splitlines() if "torch.compile failed" in line]
+        assert len(lines) == 2 and all("no compiler here" in line and "and more" not in line for line in lines)
+        assert f"so {self.network_class.__name__} runs without it" in lines[0] and "Dice" in lines[1]
+        monkeypatch.setattr(self.trainer_class, "_do_i_compile", lambda trainer: False)
+        plain = self.build()
+        plain.initialize()
+        assert self.run_epoch(plain) == losses
+
+        monkeypatch.setattr(self.trainer_class, "_do_i_compile", lambda trainer: True)
+        monkeypatch.setenv("nnUNet_compile", "t")
+        torch._dynamo.reset()
+        asked = self.build()
+        asked.initialize()
+        with pytest.raises(Exception, match="no compiler here"):
+            self.run_epoch(asked)
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -1,5 +1,7 @@
 """DiNTSTrainer keeps the trainer contract; what only it has is tested here too."""
 
+from pathlib import Path
+
 import pytest
 from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract
 from dints.small import random_code
@@ -78,12 +80,13 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     def test_one_code_for_all_folds(self, workspace):
         trainer = self.build()
         write_json(f"{trainer.output_folder_base}/plans.json", self.handmade())
+        Path(trainer.output_folder, "checkpoint_best.pth").touch()
         self.build(fold=1)
         other = self.handmade()
         other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(
             random_code(2, layers=3, seed=1).settings()
         )
-        with pytest.raises(ConfigurationError, match="another architecture code.*nnunet_ext plan --name"):
+        with pytest.raises(ConfigurationError, match="folds of another network .*arch_code_a.*nnunet_ext plan --name"):
             self.build(other, fold=1)
 
     def test_the_papers_recipe(self, workspace):

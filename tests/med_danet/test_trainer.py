@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     plans = "MedDANetPlans"
     arch_kwargs = arch_kwargs(STRIDES, TWO)
     options = OPTIONS
+    longer = {"bank_epochs": None, "leave_epoch": None}
     configurations = ("2d", "3d_fullres")
 
     test_killed_training_continues = None  # beside each border below
@@ -90,13 +92,55 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         for _ in range(2):
             self.run_epoch(trainer)
         trainer._best_ema = 2.0  # a Dice that no epoch can reach again
-        assert (fold / "checkpoint_best_bank.pth").is_file() and not (fold / "checkpoint_best.pth").exists()
+        assert not bool(checkpoint(fold, "checkpoint_best.pth")["network_weights"]["decision_trained"])
         self.run_epoch(trainer)
         best = checkpoint(fold, "checkpoint_best.pth")
         assert bool(best["network_weights"]["decision_trained"])
         means = trainer.logger.local_logger.my_fantastic_logging
         assert means["ema_fg_dice"][-1] == means["mean_fg_dice"][-1]
         assert trainer._best_ema == means["ema_fg_dice"][-1]
+
+    def test_moments_that_nothing_reads_any_more_are_not_stored(self, workspace):
+        """The bank's from the border on, all in the final checkpoint."""
+        trainer = self.after(3, {"latest": 2, "best": 3, "final": 3})
+        names = [name for name, _ in trainer.network.named_parameters()]
+        for name, expected in (("latest", set()), ("best", {"decision"}), ("final", set())):
+            state = checkpoint(Path(trainer.output_folder), f"checkpoint_{name}.pth")["optimizer_state"]["state"]
+            assert {names[index].split(".")[0] for index in state} == expected, name
+
+    def test_a_prolonged_training_keeps_its_border(self, workspace):
+        whole = self.after(3, {"final": 3})  # bank, bank, decision
+        resumed = self.continued(num_epochs=9, bank_epochs=None)  # whose border would be at 8
+        resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")
+        assert resumed.decides and resumed.options.decision_start == 2
+        assert "The bank was finished after 2 epochs: that stays" in self.log_of(resumed)
+        before = deepcopy(resumed.network.candidates.state_dict())
+        self.run_epoch(resumed)
+        assert all(torch.equal(before[key], value) for key, value in resumed.network.candidates.state_dict().items())
+        again = self.method_state_after_saving(resumed, workspace)
+        assert again.decides and again.options.decision_start == 2
+
+    def method_state_after_saving(self, trainer, workspace):
+        trainer.save_checkpoint(f"{workspace.root}/again.pth")
+        again = self.continued(num_epochs=9, bank_epochs=None)
+        again.load_checkpoint(f"{workspace.root}/again.pth")
+        return again
+
+    def test_a_bank_that_is_trained_on_gets_a_new_decision_network(self, workspace):
+        whole = self.after(3, {"latest": 3})
+        decision = deepcopy(whole.network.decision.state_dict())
+        resumed = self.continued(num_epochs=9, bank_epochs=5)
+        resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_latest.pth")
+        assert not resumed.decides and not resumed.net.routes
+        assert "then the decision network starts anew" in self.log_of(resumed)
+        fresh = self.build()
+        fresh.initialize()
+        fresh.net.restart_decision(fresh.seed)
+        ours = resumed.network.decision.state_dict()
+        assert any(not torch.equal(decision[key], value) for key, value in ours.items())
+        assert all(torch.equal(value, ours[key]) for key, value in fresh.network.decision.state_dict().items())
+        assert not any(parameter in resumed.optimizer.state for parameter in resumed.network.decision.parameters())
+        assert np.isfinite(self.run_epoch(resumed)).all()
 
     def test_the_border_has_a_checkpoint_whatever_save_every_says(self, workspace):
         trainer = self.build()
