@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from torch import Tensor
 
 from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.med_danet.accounting import case_votes, counts_of
 from nnunet_ext.med_danet.network import MedDANet
-from nnunet_ext.prediction.batching import BatchedTiles
+from nnunet_ext.prediction.batching import batched_predictor
+
+Predictor: Any = batched_predictor()
 
 
-class RecordingPredictor(BatchedTiles, nnUNetPredictor):
+class RecordingPredictor(Predictor):
     """Keeps of each case how often its slices got each choice, and the same for slices that only pad it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,14 +51,14 @@ def _depths(where: int | slice) -> list[int]:
 
 
 @contextmanager
-def validating_with(predictor: type[nnUNetPredictor]) -> Iterator[list[Any]]:
+def validating_with(predictor: type) -> Iterator[list[Any]]:
     """Within it, nnU-Net's trainer validates with `predictor`; yields the list of those that it made.
 
     nnU-Net's `perform_actual_validation` offers no other way than the name in its module.
     """
     stock, made = trainer_module.nnUNetPredictor, []
 
-    def make(*args: Any, **kwargs: Any) -> nnUNetPredictor:
+    def make(*args: Any, **kwargs: Any) -> Any:
         made.append(predictor(*args, **kwargs))
         return made[-1]
 

@@ -1,5 +1,6 @@
 """Prediction that gives 2D networks many tiles at once, where nnU-Net's predictor gives one at a time."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,3 +61,14 @@ class BatchedTiles:
         if torch.isinf(logits).any():
             raise RuntimeError("The prediction has infinite values: the network's logits are too large for float16.")
         return logits
+
+
+@functools.cache
+def batched_predictor() -> Any:
+    """nnU-Net's predictor with batches of tiles: a class, made of nnU-Net's own at the first call."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    class Predictor(BatchedTiles, nnUNetPredictor):
+        pass
+
+    return Predictor

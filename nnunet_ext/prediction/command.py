@@ -25,12 +25,9 @@ def predict(words: Sequence[str]) -> None:
         check(words)
     from nnunetv2.inference import predict_from_raw_data as stock
 
-    from nnunet_ext.prediction.batching import BatchedTiles
+    from nnunet_ext.prediction.batching import batched_predictor
 
-    class Predictor(BatchedTiles, stock.nnUNetPredictor):
-        pass
-
-    with _replaced(stock, "nnUNetPredictor", Predictor), _replaced(sys, "argv", [NAME, *words]):
+    with _replaced(stock, "nnUNetPredictor", batched_predictor()), _replaced(sys, "argv", [NAME, *words]):
         stock.predict_entry_point()
 
 

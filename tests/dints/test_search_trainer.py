@@ -95,7 +95,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
         page = tmp_path / "report.html"
         planned.run("nnunet_ext", "report", model, "-o", page)
         assert "Topology" in page.read_text()
-        planned.run("nnunet_ext", "report", fold.parent, "-o", page)
+        planned.run("nnunet_ext", "report", fold.parent, "-o", page, "--overwrite")
         assert "Architecture search" in page.read_text()
 
     def architecture(self):

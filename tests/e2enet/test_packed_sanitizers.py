@@ -13,7 +13,7 @@ from nnunet_ext.e2enet.packed.library import compiler
 
 def runtime(name):
     """Path of the sanitizer's library, or None where this compiler has none."""
-    found = subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run([compiler()[0], f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
     return found if os.path.isabs(found) else None
 
 

@@ -1,5 +1,6 @@
 """The batching predictor against nnU-Net's, what it records of routing, and the command's arguments."""
 
+import importlib
 import json
 import sys
 
@@ -18,6 +19,7 @@ from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.prediction.batching import BatchedTiles
 from nnunet_ext.prediction.command import predict
+from nnunet_ext.trainers import recording
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
 
 
@@ -159,6 +161,7 @@ def test_the_command_is_nnunets_with_another_predictor(monkeypatch):
 
     def entry_point():
         seen.append((sys.argv[:], issubclass(stock.nnUNetPredictor, BatchedTiles)))
+        importlib.reload(recording)  # as where nnU-Net imports the trainer only now
         raise InterruptedError
 
     before = stock.nnUNetPredictor, sys.argv
