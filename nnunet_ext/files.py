@@ -32,7 +32,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _umask() -> int:

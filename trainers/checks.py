@@ -65,7 +65,7 @@ def check_other_folds(trainer: Any, plans: dict[str, Any], configuration: str, f
     ours = trainer.whole_arch_kwargs(PlansManager(plans).get_configuration(configuration))
     try:
         theirs = trainer.whole_arch_kwargs(PlansManager(read_json(path)).get_configuration(configuration))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ConfigurationError(
             f"{path}, which says of which network the folds in that folder are, cannot be read ({error}). Bring it "
             f"back, or move the folder away."

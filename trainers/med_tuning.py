@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.costs.complexity import count_parameters
-from nnunet_ext.files import write_json
+from nnunet_ext.files import read_json, write_json
 from nnunet_ext.med_tuning.costs import part_counts
 from nnunet_ext.med_tuning.filters import change, slice_filters
 from nnunet_ext.med_tuning.frozen import round_to_half, with_halves
@@ -108,10 +108,29 @@ class MedTuningTrainer(ExtTrainer):
         self._taken = self._patch_kernel().clone()
 
     def _record_in_plans(self, digest: str | None) -> None:
-        """Into the plans that nnU-Net writes into the model folder."""
-        values = self.plans_manager.plans["configurations"][self.configuration_name]
+        """Into the plans that nnU-Net writes into the model folder, which goes to other machines."""
+        configurations = self.plans_manager.plans["configurations"]
         options = self.configuration_manager.configuration.get(PLANS_KEY) or {}
-        values[PLANS_KEY] = {**options, "weights_sha256": digest}
+        configurations[self.configuration_name][PLANS_KEY] = {**options, "weights_sha256": digest}
+        for values in configurations.values():
+            if (values.get(PLANS_KEY) or {}).get("weights_file"):
+                name = os.path.basename(values[PLANS_KEY]["weights_file"])
+                values[PLANS_KEY] = {**values[PLANS_KEY], "weights_file": name}
+
+    def _compare_with_other_folds(self) -> None:
+        """Says where the folds that are there started from other weights."""
+        path = Path(self.output_folder_base, "plans.json")
+        others = [p for p in path.parent.glob("fold_*/checkpoint_*.pth") if str(p.parent) != self.output_folder]
+        if not path.is_file() or not others:
+            return
+        manager = PlansManager(read_json(path)).get_configuration(self.configuration_name)
+        theirs = (manager.configuration.get(PLANS_KEY) or {}).get("weights_sha256")
+        ours = self.weights and self.weights["sha256"]
+        if theirs != ours:
+            self.print_to_log_file(
+                f"WARNING: the folds in {path.parent} started from weights of SHA256 {theirs}, this one from {ours}. "
+                f"An ensemble of them mixes two backbones; weights_sha256 in the plans makes that an error."
+            )
 
     def _patch_kernel(self) -> torch.Tensor:
         backbone: Any = self.net.backbone
@@ -125,7 +144,9 @@ class MedTuningTrainer(ExtTrainer):
         if self._is_new and self.weights is not None and not torch.equal(self._patch_kernel(), self._taken):
             self.print_to_log_file("Another backbone was loaded since: the record of its weights is dropped.")
             self.weights = None
-            self._record_in_plans(None)
+        if self.local_rank == 0:
+            self._compare_with_other_folds()
+        self._record_in_plans(self.weights["sha256"] if self.weights else None)
         super().on_train_start()
         parameters = count_parameters(self.net)
         tuned, total = parameters["trainable"], parameters["total"]

@@ -552,7 +552,8 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
     ) as process:
         try:

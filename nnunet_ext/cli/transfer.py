@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
         target = _network(method, read_plans(folder, args.plans), read_dataset_json(folder), args.configuration)
     taken, new = transfer(source, target)
-    if not taken:
+    if not any(name in dict(target.named_parameters()) for name in taken):
         raise ConfigurationError(
             f"No tensor of {args.checkpoint} fits the network of {args.plans}, {args.configuration}. "
             f"Nothing was written."
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(args.output, lambda file: torch.save(content, file))
 
     sizes = {name: parameter.numel() for name, parameter in target.named_parameters()}
-    share = sum(sizes[name] for name in taken) / sum(sizes.values())
-    print(f"Taken over: {len(taken)} of {len(sizes)} tensors, {share:.1%} of the weights.")
+    share = sum(sizes.get(name, 0) for name in taken) / sum(sizes.values())
+    print(f"Taken over: {len(taken)} of {len(taken) + len(new)} tensors, {share:.1%} of the weights.")
     if new:
         print("With new random values:")
         for name, reason in new.items():

@@ -53,7 +53,7 @@ def read_table(name: str) -> list[Row]:
             f"No file and no published table '{name}'. Published: {', '.join(published_tables())}."
         )
     rows = []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for line, entry in enumerate(csv.DictReader(file), start=2):
             try:
                 printed = entry.get("pt_printed")

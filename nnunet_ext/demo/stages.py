@@ -52,7 +52,9 @@ class Stages:
         self.environment, self.logs, self.total = dict(environment), logs, total
         self.seconds: dict[str, float] = {}
         self.script = logs / "commands.sh"
-        self.script.write_text("".join(f"export {_assignment(*pair)}\n" for pair in self.environment.items()))
+        self.script.write_text(
+            "".join(f"export {_assignment(*pair)}\n" for pair in self.environment.items()), encoding="utf-8"
+        )
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
@@ -65,7 +67,7 @@ class Stages:
     def show(self, line: str) -> None:
         """Prints a command and adds it to `commands.sh`."""
         print(f"  $ {line}", flush=True)
-        with self.script.open("a") as script:
+        with self.script.open("a", encoding="utf-8") as script:
             script.write(f"{line}\n")
 
     def run(

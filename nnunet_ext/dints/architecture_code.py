@@ -228,7 +228,7 @@ def read_code(path: str | os.PathLike) -> CodeFile:
     try:
         if path.suffix in (".pt", ".pth"):
             return _from_reference(_read_reference(path))
-        return _from_json(json.loads(path.read_text()))
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path} holds no usable architecture code: {error}") from error
     except (OSError, ValueError) as error:

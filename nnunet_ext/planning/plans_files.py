@@ -90,7 +90,11 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
 
 
 def _plans_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.json")) if '"configurations"' in path.read_text()]
+    return [
+        path
+        for path in sorted(folder.glob("*.json"))
+        if '"configurations"' in path.read_text(encoding="utf-8", errors="replace")
+    ]
 
 
 def _read_dict(path: Path) -> dict[str, Any]:

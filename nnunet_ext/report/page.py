@@ -38,7 +38,9 @@ def render(model: ModelFolder) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("nnunet_ext.report").joinpath("report.html.j2").read_text())
+    template = environment.from_string(
+        files("nnunet_ext.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     sections = make_sections(model)
     return template.render(
         title=f"{model.trainer} on {model.dataset}",

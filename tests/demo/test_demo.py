@@ -186,7 +186,9 @@ def test_the_truth_of_regions_is_drawn_as_nnunet_writes_predictions():
 # the schedule
 
 
-def planned(patch, strides=([1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 2, 2])):
+def planned(patch, strides=None):
+    if strides is None:
+        strides = ([1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 2, 2])
     return {"patch_size": patch, "architecture": {"arch_kwargs": {"strides": list(strides)}}}
 
 

@@ -1,7 +1,5 @@
 """MedTuningNet keeps the network contract, on a ViT and on a Swin."""
 
-import functools
-
 import pytest
 import torch
 from contract.network import (
@@ -55,11 +53,6 @@ class Contract(NetworkContract, on_request=MINUTES):
             built_for_another = MedTuningNet(2, 3, patch_size=other, **self.tiny)
             assert built_for_another.compute_conv_feature_map_size(patch) == pytest.approx(measured, rel=0.05)
         del outputs
-
-    def test_dynamo_captures_the_network(self, monkeypatch):
-        """As the contract's, in one graph."""
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, fullgraph=True))
-        super().test_dynamo_captures_the_network()
 
     def test_two_ranks_make_one_identical_step(self):
         """With the batch norms' statistics fixed: nnU-Net synchronises those on GPUs."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from end_to_end.stock import Workspace, segmentations
 from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import write_json
 from nnunet_ext.med_tuning.weights import sha256_of
 from nnunet_ext.trainers.base import ExtTrainer
 from nnunet_ext.weights.checkpoints import read_checkpoint
@@ -121,6 +123,36 @@ class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.on_train_start()
         assert trainer.weights is None
         assert trainer.plans_manager.plans["configurations"]["3d_fullres"]["nnunet_ext"]["weights_sha256"] is None
+
+    def started(self, workspace, monkeypatch, **options):
+        """A new training up to its first epoch, of which nnU-Net would write the plans into the model folder."""
+        trainer = self.build(self.pretrained(workspace, **options))
+        trainer.initialize()
+        monkeypatch.setattr(ExtTrainer, "on_train_start", lambda self: None)  # there is no data to train on
+        trainer.on_train_start()
+        return trainer
+
+    def test_no_path_of_this_machine_goes_into_the_model_folder(self, workspace, file, monkeypatch):
+        trainer = self.started(workspace, monkeypatch)
+        plans = trainer.plans_manager.plans
+        assert plans["configurations"]["3d_fullres"]["nnunet_ext"]["weights_file"] == "weights.pth"
+        assert str(workspace.root) not in json.dumps(plans)
+        trainer.save_checkpoint(str(workspace.root / "a.pth"))
+        assert str(workspace.root) not in json.dumps(read_checkpoint(workspace.root / "a.pth")["init_args"]["plans"])
+
+    def test_folds_of_other_weights_are_noticed(self, workspace, file, monkeypatch):
+        trainer = self.started(workspace, monkeypatch)
+        assert "mixes two backbones" not in self.log_of(trainer)
+        model = Path(trainer.output_folder_base)
+        plans = deepcopy(trainer.plans_manager.plans)
+        write_json(model / "plans.json", plans)
+        (model / "fold_1").mkdir()
+        (model / "fold_1" / "checkpoint_final.pth").touch()
+        assert "mixes two backbones" not in self.log_of(self.started(workspace, monkeypatch))
+        plans["configurations"]["3d_fullres"]["nnunet_ext"]["weights_sha256"] = "abc"
+        write_json(model / "plans.json", plans)
+        log = self.log_of(self.started(workspace, monkeypatch))
+        assert "WARNING: the folds in" in log and "SHA256 abc" in log and "mixes two backbones" in log
 
     def test_a_missing_file_is_refused_before_anything_is_written(self, workspace):
         with pytest.raises(ConfigurationError, match="weights.pth does not exist"):

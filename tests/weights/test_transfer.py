@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from dints.small import random_code
+from med_danet.small import arch_kwargs as med_danet_kwargs
+from med_tuning.tiny import TINY_VIT
 
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS
 from nnunet_ext.weights.transfer import transfer
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -54,6 +58,66 @@ def test_more_levels_are_listed_as_not_in_the_source():
 def test_another_sparsity_is_refused():
     with pytest.raises(ConfigurationError, match="active kernels in the source and .* in the target"):
         transfer(build(0), build(1, sparsity=0.8))
+
+
+def networks(name):
+    """Two networks of a method as its trainer makes them, tiny, with all that moves in training moved."""
+    kwargs = {
+        "e2enet": {"strides": STRIDES, "base_features": 6, "sparsity": 0.7},
+        "dints": {"strides": STRIDES, "base_features": 3, **random_code(2, layers=2).settings()},
+        "med_danet": med_danet_kwargs(STRIDES),
+        "med_tuning": {"strides": STRIDES, "patch_size": [8, 32, 32], **TINY_VIT},
+    }[name]
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = METHODS[name].network_class()(1, 3, **kwargs)
+        for module in network.modules():
+            if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
+                module.running_mean.normal_(), module.running_var.uniform_(1, 3)
+        made.append(network)
+    if name == "med_danet":
+        made[0].decision_trained.fill_(True)
+    return made
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_fitted_to_its_own_shape_predicts_the_same(name):
+    source, target = networks(name)
+    x = torch.randn(2, 1, 8, 32, 32)
+    with torch.no_grad():
+        before = source.eval()(x)
+        assert not torch.allclose(target.eval()(x), before)
+        if any(not p.requires_grad for p in target.parameters()):  # frozen ones are of the same pretrained weights
+            assert name == "med_tuning"
+        _, new = transfer(source, target)
+        assert {part for part in new if ".seg_layers." not in part} == set()
+        heads = dict(target.named_parameters()) | dict(target.named_buffers())
+        for part, tensor in (dict(source.named_parameters()) | dict(source.named_buffers())).items():
+            if ".seg_layers." in part:
+                heads[part].copy_(tensor)
+        assert torch.equal(target(x), before)
+
+
+def test_running_statistics_stay_with_weights_that_are_new():
+    def block(channels):
+        return torch.nn.Sequential(torch.nn.Conv2d(1, channels, 1), torch.nn.BatchNorm2d(channels))
+
+    source, target = block(4), block(6)
+    source[1].running_mean.fill_(3)
+    source[1].num_batches_tracked.fill_(9)  # of one shape in both
+    taken, new = transfer(source, target)
+    assert taken == [] and new["1.num_batches_tracked"] == "belongs to a tensor that is new"
+    assert int(target[1].num_batches_tracked) == 0 and (target[1].running_mean == 0).all()
+    taken, new = transfer(source, same := block(4))
+    assert new == {} and (same[1].running_mean == 3).all() and int(same[1].num_batches_tracked) == 9
+
+
+def test_a_frozen_parameter_that_would_stay_random_is_refused():
+    source, target = (torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 1)) for channels in (1, 2))
+    target[0].weight.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match=r"0\.weight is frozen .*shape \[4, 1, 1, 1\] in the source"):
+        transfer(source, target)
 
 
 def test_dense_into_sparse_is_refused():

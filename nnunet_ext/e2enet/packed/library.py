@@ -237,7 +237,7 @@ def _is_ours(path: Path) -> bool:
 def _lock(path: Path) -> Iterator[None]:
     import fcntl  # not on Windows
 
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
