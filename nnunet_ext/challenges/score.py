@@ -371,7 +371,7 @@ def write_scores(result: Mapping[str, Any], json_path: Path) -> Path:
 
 
 def _write(file: Any, text: str) -> None:
-    file.write(text.encode())
+    file.write(text.encode(errors="surrogateescape"))
 
 
 def table(result: Mapping[str, Any]) -> str:

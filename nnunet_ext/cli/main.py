@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a name that the console cannot show must not cost the result
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_names(argv)
         code = _run(argv)
         sys.stdout.flush()
         return code
@@ -71,6 +72,19 @@ def _run(argv: Sequence[str]) -> int:
         return import_module(COMMANDS[argv[0]].module).run_words(argv[1:])
     args = build_parser(argv).parse_args(argv)
     return args.run(args)
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Refuses names of files that this locale cannot read: SimpleITK would end the whole process at one."""
+    variables = [value for name, value in os.environ.items() if name.startswith("nnUNet_")]
+    for name in (*argv, os.getcwd(), *variables):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"{name} cannot be read with this locale's encoding of file names, {sys.getfilesystemencoding()}, and "
+                f"SimpleITK cannot either. Run: export PYTHONUTF8=1 LC_ALL=C.UTF-8"
+            ) from error
 
 
 def _os_error_text(error: OSError) -> str:

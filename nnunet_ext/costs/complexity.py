@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 GIGA = 1e9
 _COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
@@ -63,6 +62,8 @@ def count_flops(
 
 
 def _true_flops(network: nn.Module, shadow: nn.Module, x: Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, which a network does without
+
     with FlopCounterMode(display=False) as counter, _ShapesOnly(), torch.no_grad():
         shadow(x)
     by_module = counter.get_flop_counts()

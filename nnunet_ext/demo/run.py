@@ -83,7 +83,7 @@ class Demo:
         """Says what will happen where, and with which environment."""
         print(f"{self.method.title} on {self.name}, device {self.device}, in {self.work}")
         print("nnU-Net's own commands are run. To run them by hand, set first:")
-        for line in self.stages.script.read_text(encoding="utf-8").splitlines():
+        for line in self.stages.script.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             print(f"  {line}")
 
     def get_data(self) -> None:

@@ -53,7 +53,9 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.script = logs / "commands.sh"
         self.script.write_text(
-            "".join(f"export {_assignment(*pair)}\n" for pair in self.environment.items()), encoding="utf-8"
+            "".join(f"export {_assignment(*pair)}\n" for pair in self.environment.items()),
+            encoding="utf-8",
+            errors="surrogateescape",  # a folder's name that this locale cannot read
         )
 
     @contextmanager
@@ -67,7 +69,7 @@ class Stages:
     def show(self, line: str) -> None:
         """Prints a command and adds it to `commands.sh`."""
         print(f"  $ {line}", flush=True)
-        with self.script.open("a", encoding="utf-8") as script:
+        with self.script.open("a", encoding="utf-8", errors="surrogateescape") as script:
             script.write(f"{line}\n")
 
     def run(

@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnunet_ext.files import read_json
 from nnunet_ext.report.model_folder import ModelFolder
+from nnunet_ext.report.orientation import direction_of, to_lps
 from nnunet_ext.report.scores import CaseScore
 
 
@@ -22,7 +23,8 @@ class Unavailable(Exception):
 class Volumes:
     """One case: label values and grey values of the first channel `[D, H, W]`, spacing in mm along the same axes.
 
-    `image` is None where it was not found; `remark` says why.
+    `image` is None where it was not found; `remark` says why. `in_lps`: the axes are feet to head, front to back and
+    the patient's right to left; else they are the file's, which does not say what they are.
     """
 
     image: np.ndarray | None
@@ -30,6 +32,7 @@ class Volumes:
     prediction: np.ndarray
     spacing: tuple[float, ...]
     remark: str
+    in_lps: bool
 
 
 def load_case(model: ModelFolder, case: CaseScore) -> Volumes:
@@ -38,34 +41,46 @@ def load_case(model: ModelFolder, case: CaseScore) -> Volumes:
     Raises:
         Unavailable: the prediction or the reference is missing or cannot be read, or they do not fit.
     """
-    prediction, spacing = _read(model, _prediction_file(model, case), "prediction")
-    reference, _ = _read(model, _reference_file(model, case), "reference segmentation")
-    if reference.shape != prediction.shape:
+    prediction = _read(model, _prediction_file(model, case), "prediction")
+    reference = _read(model, _reference_file(model, case), "reference segmentation")
+    if reference.array.shape != prediction.array.shape or reference.in_lps != prediction.in_lps:
         raise Unavailable(
-            f"The reference has {_size(reference)} voxels, the prediction {_size(prediction)}: they do not fit."
+            f"The reference has {_size(reference.array)} voxels, the prediction {_size(prediction.array)}: they do not "
+            f"fit."
         )
+    shown = (reference.array, prediction.array, prediction.spacing)
     try:
-        image, _ = _read(model, _image_file(model, case.case), "image")
-        if image.shape != reference.shape:
-            raise Unavailable(f"The image has {_size(image)} voxels, its reference {_size(reference)}.")
+        image = _read(model, _image_file(model, case.case), "image")
+        if image.array.shape != reference.array.shape:
+            raise Unavailable(f"The image has {_size(image.array)} voxels, its reference {_size(reference.array)}.")
     except Unavailable as error:
-        return Volumes(None, reference, prediction, spacing, f"{error} The labels are drawn alone.")
-    return Volumes(image, reference, prediction, spacing, "")
+        return Volumes(None, *shown, f"{error} The labels are drawn alone.", prediction.in_lps)
+    return Volumes(image.array, *shown, "", prediction.in_lps)
 
 
-def _read(model: ModelFolder, path: Path, what: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The first channel of a file and its spacing."""
+class _Volume(NamedTuple):
+    array: np.ndarray  # [D, H, W]
+    spacing: tuple[float, ...]
+    in_lps: bool
+
+
+def _read(model: ModelFolder, path: Path, what: str) -> _Volume:
+    """The first channel of a file, in LPS where the file says how it lies."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     try:
         reader = recursive_find_reader_writer_by_name(str(model.plans.get("image_reader_writer", "SimpleITKIO")))()
         array, properties = reader.read_images([str(path)]) if what == "image" else reader.read_seg(str(path))
-    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+        volume = np.asarray(array[0])
+        if what != "image":
+            volume = volume.astype(np.int16)
+        spacing = tuple(float(step) for step in properties["spacing"])
+        direction = direction_of(properties)
+        if direction is None:
+            return _Volume(volume, spacing, False)
+        return _Volume(*to_lps(volume, spacing, direction), True)
+    except Exception as error:  # whatever a reader raises at a damaged file costs this case alone
         raise Unavailable(f"The {what} {path.name} cannot be read ({type(error).__name__}).") from error
-    volume = np.asarray(array[0])
-    if what != "image":
-        volume = volume.astype(np.int16)
-    return volume, tuple(float(step) for step in properties["spacing"])
 
 
 def _prediction_file(model: ModelFolder, case: CaseScore) -> Path:

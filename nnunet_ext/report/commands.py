@@ -20,7 +20,7 @@ def train_commands(model: ModelFolder) -> list[str]:
     commands = []
     for name in [*(fold.name for fold in model.folds), *model.missing]:
         words = ["nnUNetv2_train", model.dataset, model.configuration, name]
-        words += ["-tr", model.trainer, "-p", model.plans_name]
+        words += ["-tr", model.trainer, "-p", model.plans_name, *_device(model)]
         fold = next((fold for fold in model.folds if fold.name == name), None)
         if fold is None:
             remark = "missing"
@@ -37,13 +37,26 @@ def train_commands(model: ModelFolder) -> list[str]:
 
 
 def predict_command(model: ModelFolder) -> str | None:
-    """Prediction with the finished folds, fold `all` left out where there are others; None without any."""
-    finished = [fold.name for fold in model.folds if fold.is_finished]
-    folds = [name for name in finished if name != "all"] or finished
+    """Prediction with the finished folds, or else with the best checkpoints; None without any.
+
+    Fold `all` is left out where there are others. A cascade needs the predictions of its previous stage.
+    """
+    checkpoint: list[str] = []
+    usable = [fold.name for fold in model.folds if fold.is_finished]
+    if not usable:
+        usable = [fold.name for fold in model.folds if fold.checkpoint == "checkpoint_best.pth"]
+        checkpoint = ["-chk", "checkpoint_best.pth"]
+    folds = [name for name in usable if name != "all"] or usable
     if not folds:
         return None
     words = ["-d", model.dataset, "-c", model.configuration, "-tr", model.trainer, "-p", model.plans_name, "-f", *folds]
-    return f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER {shlex.join(words)}"
+    words += [*checkpoint, *_device(model)]
+    previous = f" -prev_stage_predictions PREDICTIONS_OF_{model.previous_stage}" if model.previous_stage else ""
+    return f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER {shlex.join(words)}{previous}"
+
+
+def _device(model: ModelFolder) -> list[str]:
+    return ["-device", model.device] if model.device else []
 
 
 def report_command(model: ModelFolder) -> str:

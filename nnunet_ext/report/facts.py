@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS, method_of
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import counted, number, significant, times
 from nnunet_ext.report.scores import pooled_dice
@@ -65,6 +67,7 @@ def facts(model: ModelFolder) -> list[tuple[str, str]]:
         ("Trainer", model.trainer),
         ("Plans", model.plans_name),
         ("Configuration", model.configuration),
+        *([("Previous stage", model.previous_stage)] if model.previous_stage else []),
         ("Network", _network(model)),
         ("Patch", f"{times(values.get('patch_size'))} voxels"),
         ("Batch", str(values.get("batch_size", "not recorded"))),
@@ -74,11 +77,24 @@ def facts(model: ModelFolder) -> list[tuple[str, str]]:
     features = model.arch_kwargs.get("features_per_stage")
     if features and model.network in (None, model.planned_network):
         rows.append(("Channels per level", ", ".join(map(str, features))))
+    if model.network in (None, model.planned_network):
+        further = {key: value for key, value in model.arch_kwargs.items() if key not in _SAID_ELSEWHERE}
+        if method_of(model.planned_network or "") and further:
+            rows.append(("Network options", ", ".join(f"{key} = {_short(value)}" for key, value in further.items())))
     rows += _cost(model)
     if model.options:
         rows.append(("Training options", ", ".join(f"{key} = {value}" for key, value in model.options.items())))
     rows += _hardware(model)
     return rows
+
+
+_SAID_ELSEWHERE = ("strides", "features_per_stage", "patch_size")
+
+
+def _short(value: Any) -> str:
+    """A value for a table: long lists and architecture codes are cut."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _channels(dataset_json: dict[str, Any]) -> list[str]:
@@ -103,7 +119,7 @@ def _classes(model: ModelFolder) -> str:
 
 
 def _cost(model: ModelFolder) -> Iterator[tuple[str, str]]:
-    measured = next((fold.complexity for fold in model.folds if fold.complexity), None)
+    measured = next((fold.complexity for fold in model.folds if fold.complexity), None) or _planned_cost(model)
     if measured is None:
         yield "Parameters and cost", "not recorded by this trainer"
         return
@@ -122,10 +138,30 @@ def _cost(model: ModelFolder) -> Iterator[tuple[str, str]]:
             )
 
 
+def _planned_cost(model: ModelFolder) -> dict[str, Any] | None:
+    """The cost of one of our networks by its plans, which an imported model has; None for others."""
+    if not any(model.trainer in method.trainers for method in METHODS.values()):
+        return None
+    from nnunet_ext.costs.describe import describe  # which needs torch
+
+    try:
+        report = describe(model.plans, model.dataset_json, model.configuration, measure=False, trainer=model.trainer)
+    except (ConfigurationError, KeyError, TypeError, ValueError):  # a stranger's plans
+        return None
+    return report if "parameters" in report else None
+
+
 def _hardware(model: ModelFolder) -> Iterator[tuple[str, str]]:
     """The machine as nnU-Net's debug.json has it, without the host's name: pages are passed on."""
     seen = dict.fromkeys(_machine(fold.debug) for fold in model.folds)
     yield "Trained with", "; ".join(text for text in seen if text) or "not recorded"
+    releases = dict.fromkeys(
+        ", ".join(f"{name} {release}" for name, release in fold.complexity["versions"].items())
+        for fold in model.folds
+        if fold.complexity and isinstance(fold.complexity.get("versions"), dict)
+    )
+    if releases:
+        yield "Releases", "; ".join(releases)
 
 
 def _machine(debug: dict[str, Any]) -> str:

@@ -91,6 +91,17 @@ class ModelFolder:
         return self.arch_kwargs.get("strides") or self.values.get("pool_op_kernel_sizes")
 
     @property
+    def previous_stage(self) -> str | None:
+        """Configuration of a cascade whose predictions this one gets beside the image."""
+        return self.values.get("previous_stage")
+
+    @property
+    def device(self) -> str | None:
+        """For `-device`, where the model was trained on something else than nnU-Net's default."""
+        devices = {str(fold.debug.get("device", "cuda")).partition(":")[0] for fold in self.folds}
+        return devices.pop() if len(devices) == 1 and devices <= {"cpu", "mps"} else None
+
+    @property
     def options(self) -> dict[str, Any]:
         """The training options that the plans hold for our trainers."""
         return self.values.get(PLANS_KEY) or {}

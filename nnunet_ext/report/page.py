@@ -22,7 +22,7 @@ def write_page(model: ModelFolder, output: Path) -> None:
     """
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigurationError(f"{output} cannot be written: give a file in a folder that exists.")
-    html = render(model).encode()
+    html = render(model).encode(errors="surrogateescape")
 
     def write(file: IO[bytes]) -> None:
         file.write(html)

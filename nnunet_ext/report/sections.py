@@ -148,9 +148,12 @@ def overlays_section(model: ModelFolder) -> Section | None:
     text += [f"{', '.join(titles)}: {remark}" for remark, titles in remarks.items()]
     intro = (
         "By mean Dice, in the slice with the most wrong voxels, across the axis of the coarsest spacing, cut to what "
-        "is segmented there."
+        "is segmented there. Scans are turned as radiologists look at them: R is the patient's right."
     )
     return Section(_TITLES[len(chosen)], [intro, *text], pictures)
+
+
+_STARTS = ("feet", "front", "right")  # where slices across each axis of a volume in LPS begin
 
 
 def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, str]:
@@ -158,10 +161,13 @@ def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, s
     classes = model.labels.classes
     errors = error_map(volumes.reference, volumes.prediction, classes, model.labels.ignore)
     where = worst_slice(errors, volumes.spacing, otherwise=volumes.reference > 0)
-    figure = case_figure(volumes.image, volumes.reference, volumes.prediction, errors, where, volumes.spacing, classes)
+    figure = case_figure(
+        volumes.image, volumes.reference, volumes.prediction, errors, where, volumes.spacing, classes, volumes.in_lps
+    )
     slices = volumes.reference.shape[where.axis]
     wrong = f"{where.wrong:,} of the case's {where.wrong_in_case:,} wrong voxels" if where.wrong else "nothing is wrong"
-    caption = f"{name}. Slice {where.index + 1} of {slices}: {wrong}."
+    counted_from = f" from the {_STARTS[where.axis]}" if volumes.in_lps else ""
+    caption = f"{name}. Slice {where.index + 1} of {slices}{counted_from}: {wrong}."
     return Picture.of(figure, caption, f"Reference, prediction and errors side by side. {caption}"), volumes.remark
 
 

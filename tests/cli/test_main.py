@@ -1,5 +1,6 @@
 """The command: quick to answer, one sentence for what the user can put right, subcommands loaded when used."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -44,6 +45,22 @@ def test_the_help_names_every_subcommand(capsys):
     output = capsys.readouterr().out
     for name, command in cli.COMMANDS.items():
         assert f"{name} " in output and command.help.split()[0] in output
+
+
+@pytest.mark.parametrize("where", ["argument", "variable", "folder"])
+def test_names_that_the_locale_cannot_read_end_in_a_sentence(where, tmp_path):
+    """SimpleITK aborts the process at such a name."""
+    folder = tmp_path / "Müller Daten"
+    folder.mkdir()
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "nnUNet_raw": ""}
+    if where == "variable":
+        environment["nnUNet_raw"] = str(folder)
+    words = ["info", folder if where == "argument" else "x"]
+    cwd = folder if where == "folder" else tmp_path
+    command = [sys.executable, "-m", "nnunet_ext", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "PYTHONUTF8=1" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_cases_are_sorted_worst_first_and_shown_best_median_worst(e2enet):
 def test_the_caption_counts_the_wrong_voxels_of_the_worst_slice(e2enet):
     # `bad` lacks all 36 voxels of slice 4 (the fifth), and 4 inner voxels in each of slices 2 and 3
     worst = next(p for p in e2enet.pictures if p["caption"].startswith("Worst"))
-    assert worst["caption"].endswith("Slice 5 of 6: 36 of the case's 44 wrong voxels.")
+    assert worst["caption"].endswith("Slice 5 of 6 from the feet: 36 of the case's 44 wrong voxels.")
     best = next(p for p in e2enet.pictures if p["caption"].startswith("Best"))
     assert best["caption"].endswith("nothing is wrong.")
 
@@ -178,7 +178,7 @@ def test_a_missing_fold_is_said_in_words_and_gets_its_command(stock):
     made = stock.page
     assert "Fold 3 is missing: the scores are those of the folds that are there" in made.text
     assert made.table("Folds")["3"][0] == "missing"
-    assert f"nnUNetv2_train {DATASET} 3d_fullres 3 -tr nnUNetTrainer -p nnUNetPlans # missing" in made.text
+    assert f"nnUNetv2_train {DATASET} 3d_fullres 3 -tr nnUNetTrainer -p nnUNetPlans -device cpu # missing" in made.text
     assert "-f 0 1 2 4" in made.text
 
 
@@ -196,9 +196,9 @@ def test_an_unfinished_fold_is_said_in_words_and_its_command_continues(tmp_path)
     read = read_model_folder(model.path)
     assert "Fold 1 is not finished: 2 epochs of 3, checkpoint_latest.pth is there." in fold_notes(read)
     assert train_commands(read)[1].endswith(
-        "3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans --c  # not finished: continues it"
+        "3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans -device cpu --c  # not finished: continues it"
     )
-    assert predict_command(read).endswith("-f 0")
+    assert predict_command(read).endswith("-f 0 -device cpu")
 
 
 def test_a_fold_without_validation_gets_the_command_that_makes_it(tmp_path):
@@ -206,7 +206,9 @@ def test_a_fold_without_validation_gets_the_command_that_makes_it(tmp_path):
     model.fold(1)
     read = read_model_folder(model.path)
     assert any(note.startswith("Fold 1 has no validation scores.") for note in fold_notes(read))
-    assert train_commands(read)[1].endswith("3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans --val  # validates it")
+    assert train_commands(read)[1].endswith(
+        "3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans -device cpu --val  # validates it"
+    )
 
 
 def test_fold_all_counts_as_validated_on_its_training_cases(tmp_path):
@@ -265,7 +267,7 @@ def test_regions_are_named_and_ignored_voxels_are_not_wrong(tmp_path):
     assert made.table("Dice by class")["whole"] == ["1.0000"]
     assert made.table("Dice by class")["inner"] == ["0.0000"]
     assert made.table("Facts")["Regions"] == ["whole (1 + 2), inner (2), label 3 is ignored"]
-    assert made.pictures[-1]["caption"].endswith("Slice 3 of 6: 4 of the case's 4 wrong voxels.")
+    assert made.pictures[-1]["caption"].endswith("Slice 3 of 6 from the feet: 4 of the case's 4 wrong voxels.")
 
 
 def test_a_class_that_is_nowhere_has_a_dash_and_does_not_count(tmp_path):

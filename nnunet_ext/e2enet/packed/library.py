@@ -204,7 +204,7 @@ def cached_library(command: list[str]) -> Path | None:
     """
     key = hashlib.sha256(SOURCE.read_bytes())
     for word in (*command, _version_of(command[0])):
-        key.update(b"\0" + word.encode())
+        key.update(b"\0" + os.fsencode(word))
     folder = cache_folder()
     if folder is None:
         return None

@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
-from nnunet_ext.report.figures.overlay import grey_window, label_colour
+from nnunet_ext.report.figures.overlay import ERRORS, grey_window, label_colour
 
 Classes = Mapping[tuple[int, ...], str]
 Colour = tuple[float, float, float]
 
-# Warm and cold, as colour-blind people can tell apart, and none of the classes' own colours.
-_ERRORS = {1: ("missed", "#EF6548"), 2: ("extra", "#4BA3D9"), 3: ("another class", "#C9A6DB")}
+# Left, right, top and bottom of a slice across each axis of a volume in LPS.
+_SIDES = {0: "RLAP", 1: "RLSI", 2: "APSI"}
 _MARGIN = 0.1
 _PANEL = 3.4  # inches
 
@@ -77,6 +78,7 @@ def case_figure(
     where: WorstSlice,
     spacing: Sequence[float],
     classes: Classes,
+    in_lps: bool = False,
 ) -> Figure:
     """Reference, prediction and errors in one slice, cut to what is segmented there.
 
@@ -86,6 +88,7 @@ def case_figure(
         where: the slice.
         spacing: mm per voxel along each axis.
         classes: as for `error_map`.
+        in_lps: the axes are feet to head, front to back, right to left; the sides are then named (R, L, A, P, S, I).
     """
     labelled = np.isin(reference, [v for values in classes for v in values]) | (prediction > 0)
     content = np.take(labelled, where.index, where.axis)
@@ -107,17 +110,34 @@ def case_figure(
         ax.set(xticks=[], yticks=[])
         ax.autoscale(False)  # outlines may touch the edge
         ax.spines[:].set_visible(False)
+        if in_lps:
+            _name_sides(ax, _SIDES[where.axis])
     seen = {**_draw_classes(axes[0], planes[0], classes), **_draw_classes(axes[1], planes[1], classes)}
     axes[2].imshow(
-        np.ma.masked_equal(planes[2], 0), cmap=ListedColormap([colour for _, colour in _ERRORS.values()]),
+        np.ma.masked_equal(planes[2], 0), cmap=ListedColormap([colour for _, colour in ERRORS.values()]),
         vmin=0.5, vmax=3.5, aspect=aspect, origin=origin, interpolation="nearest",
     )  # fmt: skip
-    wrong = {name: colour for kind, (name, colour) in _ERRORS.items() if (planes[2] == kind).any()}
+    wrong = {name: colour for kind, (name, colour) in ERRORS.items() if (planes[2] == kind).any()}
     ordered = {name: seen[name] for name in classes.values() if name in seen}
     handles = [Patch(color=colour, label=name) for name, colour in ordered.items()]
     handles += [Patch(color=colour, label=name) for name, colour in wrong.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
+
+
+def _name_sides(ax: Axes, sides: str) -> None:
+    """Letters at the middle of each side: left, right, top, bottom."""
+    places = (
+        (0.01, 0.5, "left", "center"),
+        (0.99, 0.5, "right", "center"),
+        (0.5, 0.99, "center", "top"),
+        (0.5, 0.01, "center", "bottom"),
+    )
+    for letter, (x, y, horizontal, vertical) in zip(sides, places, strict=True):
+        ax.text(
+            x, y, letter, transform=ax.transAxes, ha=horizontal, va=vertical, color="white", fontsize=9,
+            path_effects=[withStroke(linewidth=2, foreground="black")],
+        )  # fmt: skip
 
 
 def _window(content: np.ndarray) -> tuple[slice, ...]:

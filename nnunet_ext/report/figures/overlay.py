@@ -13,8 +13,15 @@ from matplotlib.patches import Patch
 
 from nnunet_ext.files import write_atomically
 
-# Okabe and Ito's colours without black and, at the end, the dark blue that is hard to see on a dark image.
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+# Okabe and Ito's colours without black and, at the end, the dark blue that is hard to see on a dark image. Then those
+# that are farthest from all before them and from `ERRORS`, by distance in CIELAB: no two are nearer than 26.
+PALETTE = (
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2"),
+    *("#00FF00", "#FFD9B2", "#665926", "#FF00A6", "#4CA600", "#0073FF", "#00FF99"),
+    *("#B20D40", "#BFF299", "#8040A6", "#FF8C80", "#FF8CFF", "#8C8C00", "#B2A6FF"),
+)
+# What is wrong with a voxel, beside the classes' colours.
+ERRORS = {1: ("missed", "#FF1A1A"), 2: ("extra", "#00F0FF"), 3: ("another class", "#C04DFF")}
 PANEL_WIDTH = 3.6  # inches
 _SCALE_BARS = (200, 100, 50, 20, 10, 5, 2, 1)  # mm
 

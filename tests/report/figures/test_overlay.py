@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from skimage.color import rgb2lab
 
-from nnunet_ext.report.figures.overlay import PALETTE, choose_slices, grey_window, label_colour, overlay_figure
+from nnunet_ext.report.figures.overlay import ERRORS, PALETTE, choose_slices, grey_window, label_colour, overlay_figure
 
 
 def volume(shape=(12, 20, 16)):
@@ -48,6 +50,14 @@ def test_the_grey_window_follows_the_labelled_voxels_not_the_air():
 def test_no_two_labels_share_a_colour():
     colours = [label_colour(k) for k in range(3 * len(PALETTE))]
     assert len(set(colours)) == len(colours)
+
+
+def test_classes_and_errors_can_be_told_apart():
+    """CIELAB, in which a distance of 2 is just seen; the classes are those before the shades."""
+    colours = [*PALETTE, *(colour for _, colour in ERRORS.values())]
+    lab = rgb2lab(np.array([to_rgb(colour) for colour in colours])[None])[0]
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    assert distances[np.triu_indices(len(colours), 1)].min() >= 20
 
 
 def colour_share(png, colour, tolerance=0.12):
