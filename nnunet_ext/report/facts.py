@@ -158,7 +158,7 @@ def _hardware(model: ModelFolder) -> Iterator[tuple[str, str]]:
     releases = dict.fromkeys(
         ", ".join(f"{name} {release}" for name, release in fold.complexity["versions"].items())
         for fold in model.folds
-        if fold.complexity and isinstance(fold.complexity.get("versions"), dict)
+        if fold.complexity and fold.complexity["versions"]
     )
     if releases:
         yield "Releases", "; ".join(releases)

@@ -265,6 +265,7 @@ def _complexity(content: Any) -> dict[str, Any]:
             for convention in ("true", "paper")
             if convention in content
         },
+        "versions": {str(name): str(release) for name, release in dict(content.get("versions") or {}).items()},
     }
 
 

@@ -1,8 +1,9 @@
 """What the page says of a model, and the commands that it gives, for models of every kind."""
 
 import json
+from copy import deepcopy
 
-from report.folders import COMPLEXITY, E2ENET, Model, e2enet_model, write_json
+from report.folders import COMPLEXITY, E2ENET, STRIDES, Model, e2enet_model, write_json
 
 from nnunet_ext.report.commands import predict_command, train_commands
 from nnunet_ext.report.facts import facts
@@ -16,9 +17,10 @@ def rows(made):
 def test_network_options_are_said_and_long_ones_cut(tmp_path):
     made = e2enet_model(tmp_path)
     assert rows(made)["Network options"] == "sparsity = 0.6"
-    kwargs = made.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    plans = deepcopy(made.plans)
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs.update(shift_size=2, density_overrides={str(k): 0.5 for k in range(40)})
-    write_json(made.path / "plans.json", made.plans)
+    write_json(made.path / "plans.json", plans)
     options = rows(made)["Network options"]
     assert options.startswith("sparsity = 0.6, shift_size = 2, density_overrides = {") and options.endswith("...")
     assert len(options) < 140
@@ -52,7 +54,7 @@ def test_an_imported_model_has_the_cost_of_its_plans(tmp_path):
 
 
 def test_a_strangers_plans_cost_nothing(tmp_path):
-    made = Model(tmp_path, "E2ENetTrainer", architecture={**E2ENET, "arch_kwargs": {"strides": 3, "no_such": 1}})
+    made = Model(tmp_path, "E2ENetTrainer", architecture={**E2ENET, "arch_kwargs": {"strides": STRIDES, "no_such": 1}})
     made.fold("0")
     assert rows(made)["Parameters and cost"] == "not recorded by this trainer"
 
