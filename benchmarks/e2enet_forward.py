@@ -1,14 +1,17 @@
 """E2ENet against a plain formulation of itself and against nnU-Net's PlainConvUNet: inference and training step.
 
-    python benchmarks/e2enet_forward.py --patch 64 64 64 --rounds 7 --out benchmarks/results/e2enet_forward.json
+    python benchmarks/e2enet_forward.py --patch 64 64 64 --rounds 7 --out benchmarks/results/e2enet_forward_cpu.json
 
 The plain formulation has the same weights and does what the papers describe step by step: concatenate, pad, roll each
-channel group, crop, convolve with the weight times its mask. All opponents run in one process in turns; the figures are
-medians over the rounds of the ratio within a round. On CUDA, AMP as nnU-Net uses it, peak memory and the difference to
-the CPU's output are measured too. Needs torch and dynamic-network-architectures, no nnU-Net.
+channel group, crop, convolve with the weight times its mask. A training step is nnU-Net's: forward, backward, gradients
+clipped to 12, SGD with Nesterov momentum; E2ENet's has its masks on gradients, weights and momentum. All opponents run
+in one process in turns; the figures are medians over the rounds of the ratio within a round. On CUDA, AMP as nnU-Net
+uses it, peak memory and the difference to the CPU's output are measured too. Needs torch and
+dynamic-network-architectures, no nnU-Net.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -25,6 +28,7 @@ from nnunet_ext.e2enet.blocks import ConvBlock
 from nnunet_ext.e2enet.masked import KernelMask, expand
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH
+from nnunet_ext.e2enet.topology import DynamicTopology
 
 
 class RolledBlock(nn.Module):
@@ -94,14 +98,25 @@ def inference(network, x, device):
 def training_step(network, x, device):
     set_deep_supervision(network, True)
     network.train()
+    optimizer = optimizer_of(network)
     start = synchronized(device)
+    optimizer.zero_grad(set_to_none=True)
     with autocast(device):
         outputs = network(x)
         loss = sum(output.float().square().mean() for output in outputs)
     loss.backward()
-    for parameter in network.parameters():
-        parameter.grad = None
+    nn.utils.clip_grad_norm_(network.parameters(), 12)
+    optimizer.step()
     return synchronized(device) - start
+
+
+@functools.cache
+def optimizer_of(network):
+    """nnU-Net's, at a rate that keeps the weights where they are, and with it what moves E2ENet's masks."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-9, weight_decay=3e-5, momentum=0.99, nesterov=True)
+    if isinstance(network, E2ENet) and not any(isinstance(module, RolledBlock) for module in network.modules()):
+        DynamicTopology(network, optimizer, total_steps=250_000)
+    return optimizer
 
 
 def main():

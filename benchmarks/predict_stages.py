@@ -4,7 +4,7 @@
 
 E2ENetTrainer, packed and in torch, and nnU-Net's own trainer predict the same images with the same plans, in turns, in
 nnU-Net's predictor with its defaults (mirroring on, step 0.5). Weights are as initialised: the time does not depend on
-them. The data set must be planned and preprocessed, and nnU-Net's three folders set; models go there.
+them. The data set must be planned and preprocessed, and nnU-Net's folders set; models go to a temporary folder.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def untrained_model(dataset, configuration, trainer_name, plans):
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     base = Path(trainer.output_folder_base)
+    assert base.is_relative_to(os.environ["nnUNet_results"])
     (base / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
     (base / "dataset.json").write_text(json.dumps(trainer.dataset_json))
     trainer.save_checkpoint(str(base / "fold_all" / "checkpoint_final.pth"))
@@ -83,6 +84,8 @@ def main():
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
+    folder = Path(tempfile.mkdtemp())
+    os.environ["nnUNet_results"] = str(folder / "results")  # nobody's models are touched
     opponents = {"E2ENet, packed": "1", "nnU-Net": None, "E2ENet, torch": "0"}
     models = {
         name: untrained_model(args.dataset, args.configuration, name, args.plans)
@@ -91,7 +94,6 @@ def main():
     torch.set_num_threads(args.threads)
     seconds = {name: [] for name in opponents}
     segmentations = {}
-    folder = Path(tempfile.mkdtemp())
     for _ in range(args.rounds):
         for name, switch in opponents.items():
             os.environ[SWITCH] = switch or "1"
