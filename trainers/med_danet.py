@@ -109,6 +109,7 @@ class MedDANetTrainer(ExtTrainer):
         super().on_train_epoch_start()
         if self.current_epoch == self.options.decision_start:
             self._best_ema = None  # that of the bank's best candidate could never be reached by a routed one
+            forget_moments(self.optimizer, self.net.candidates)  # nothing reads them any more
         if not self.decides:
             self.net.decision_trained.fill_(False)  # pretrained weights may say otherwise
         learning = self._learning()
@@ -222,13 +223,12 @@ class MedDANetTrainer(ExtTrainer):
         """nnU-Net's; and a checkpoint at the border between the phases."""
         self.print_to_log_file(row_text(self.history_row()))
         super().on_epoch_end()
-        at_border = self.current_epoch == self.options.decision_start < self.num_epochs
-        if at_border:
-            forget_moments(self.optimizer, self.net.candidates)  # whose moments nothing reads any more
-        if at_border and self.current_epoch % self.save_every:
-            self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-            self.current_epoch += 1
+        if self.current_epoch == self.options.decision_start < self.num_epochs:
+            forget_moments(self.optimizer, self.net.candidates)
+            if self.current_epoch % self.save_every:
+                self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
+                self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+                self.current_epoch += 1
 
     def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
         """The rate of the phase."""

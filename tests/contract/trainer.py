@@ -1,6 +1,12 @@
 """What every trainer must do: quickly in this process, and through the stock commands in subprocesses (slow)."""
 
 import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
 from copy import deepcopy
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +17,7 @@ import pytest
 import torch
 from contract.on_request import OnRequest
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
@@ -50,6 +57,7 @@ class TrainerContract(OnRequest):
     arch_kwargs: dict  # a tiny network for STRIDES, JSON values, strides included
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
     configurations: tuple = ("3d_fullres",)  # those that are preprocessed
+    keeps_random_numbers = False  # whether a checkpoint holds those of the process
     longer: dict = {}  # options besides num_epochs of a training that goes on
 
     @property
@@ -277,6 +285,64 @@ class TrainerContract(OnRequest):
         assert resumed.current_epoch == max(names.values())
         said = f"continues from checkpoint_{taken}.pth, which stands after {resumed.current_epoch} epochs"
         assert (said in self.log_of(resumed)) == (asked != taken)
+
+    def run_to_the_end(self, result, number):
+        """The whole training from where nnU-Net's `--c` takes it up; run in a process that may be killed."""
+        seed = 0 if self.keeps_random_numbers else number  # what a new process draws must not matter
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        trainer = self.continued(num_epochs=5, save_every=2, **self.longer)
+        trainer.initialize()
+        maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+        started, losses = trainer.current_epoch, []
+        while trainer.current_epoch < trainer.num_epochs:
+            losses.append(self.run_epoch(trainer))
+        torch.save((started, losses, self.snapshot(trainer)), f"{result}.part")
+        os.replace(f"{result}.part", result)
+
+    @pytest.mark.slow
+    def test_killed_at_random_moments_it_ends_as_if_never_killed(self, workspace):
+        """nnUNet_ext_kills says how often; a run is killed until it comes to its end, then the next begins."""
+        kills, rng = int(os.environ.get("nnUNet_ext_kills", 5)), random.Random(0)
+        context, threads = multiprocessing.get_context("fork"), torch.get_num_threads()
+        torch.set_num_threads(1)  # torch's pool does not survive a fork
+        results, continued = [], 0
+
+        def child(name):
+            process = context.Process(target=self.run_to_the_end, args=(workspace.root / name, len(results)))
+            process.start()
+            return process
+
+        try:
+            start = time.monotonic()
+            reference = child("reference.pt")
+            reference.join(300)
+            seconds = time.monotonic() - start
+            assert reference.exitcode == 0
+            _, losses, snapshot = torch.load(workspace.root / "reference.pt", weights_only=False)
+            while kills > 0:
+                shutil.rmtree(workspace.results)
+                workspace.results.mkdir()
+                name = f"run{len(results)}.pt"
+                while not (workspace.root / name).exists():
+                    process = child(name)
+                    if kills > 0:
+                        process.join(rng.uniform(0.2, 0.8) * seconds)
+                        if process.exitcode is None:
+                            process.kill()
+                            kills -= 1
+                    process.join(300)
+                    assert process.exitcode in (0, -signal.SIGKILL)
+                started, ours, end = torch.load(workspace.root / name, weights_only=False)
+                assert ours == losses[started:]
+                assert_equal(end, snapshot)
+                continued += started > 0
+                results.append(started)
+        finally:
+            torch.set_num_threads(threads)
+        print(f"{self.trainer}: runs that were killed went on at epochs {sorted(results)}")
+        assert continued > 0
 
     @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
     def test_half_a_checkpoint_is_passed_over_with_a_line(self, workspace, damage):

@@ -29,6 +29,7 @@ SEARCH = {
 
 
 class TestDiNTSSearchTrainer(TrainerContract):
+    keeps_random_numbers = True
     trainer = "DiNTSSearchTrainer"
     planner = "DiNTSPlanner"
     plans = "DiNTSPlans"
