@@ -158,7 +158,7 @@ class ExtTrainer(ResumableTrainer):
 
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()
         if "nnUNet_compile" not in os.environ:

@@ -29,6 +29,11 @@ class E2ENetTrainer(ExtTrainer):
             dynamic=not self.options.freeze_topology,
             seed=self.seed,
         )
+        steps, every = self.topology.total_steps, self.options.update_every
+        if every > steps and not self.options.freeze_topology:
+            self.print_to_log_file(
+                f"The masks never move: update_every is {every}, and the training has {steps} steps."
+            )
 
     def rates_at(self, epoch: int, num_epochs: int) -> dict[str, float]:
         """The learning rate, and the share of active kernels that an update drops."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.planning.options import TrainingOptions, option
 
 
@@ -13,3 +14,10 @@ class E2ENetOptions(TrainingOptions):
     drop_rate: float = option(0.5, "share of active kernels dropped at the first update", low=0, high=1)
     final_drop_rate: float = option(0.001, "share dropped at the end of the cosine", low=0, high=1)
     freeze_topology: bool = option(False, "keep the masks as they are at the start")
+
+    def __post_init__(self) -> None:
+        """Checks what limits of single options do not say."""
+        if self.final_drop_rate > self.drop_rate:
+            raise ConfigurationError(
+                f"Option 'final_drop_rate' must be at most drop_rate ({self.drop_rate}), found {self.final_drop_rate}."
+            )

@@ -166,7 +166,10 @@ def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
 
 
 def _gradient_mask(layer: KernelMask) -> Any:
-    return lambda grad: grad * expand(layer.kernel_mask, grad)
+    # Not a product: an overflow in an inactive kernel would become NaN, for which a GradScaler skips the step.
+    return lambda grad: torch.where(
+        expand(layer.kernel_mask, grad), grad, torch.zeros((), dtype=grad.dtype, device=grad.device)
+    )
 
 
 def _mixed(*numbers: int) -> int:

@@ -123,6 +123,7 @@ class MedTuningNet(nn.Module):
         if tuning not in TRAINED_WHOLE:
             for parameter in encoder_parameters(self.backbone):
                 parameter.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_check_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [B, C, (D,) H, W]` -> logits `[B, K, (D,) H, W]`."""
@@ -189,6 +190,22 @@ class MedTuningNet(nn.Module):
         # Two samples, because a batch norm refuses a single value.
         x = torch.empty(2, self.input_channels, *patch_size, device="meta")
         return math.ceil(kept_elements(shadow, x) / 2)
+
+
+def _check_sizes(network: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Says in a sentence what torch would list: weights of a network that was built for another patch.
+
+    Raises:
+        ConfigurationError: a stored tensor, heads aside, has another shape than this network's.
+    """
+    for name, own in network.state_dict().items():
+        stored = state_dict.get(prefix + name)
+        if isinstance(stored, Tensor) and stored.shape != own.shape and ".seg_layers." not in name:
+            raise ConfigurationError(
+                f"The weights are of another network: {name} is stored as {list(stored.shape)}, here it is "
+                f"{list(own.shape)}. Positions and slice filters are learned for one patch, here "
+                f"{list(network.patch_size)}: weights and plans must be of the same training."  # type: ignore[arg-type]
+            )
 
 
 def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import _codecs
 import os
+import pathlib
 import pickle
 import re
 from typing import Any
@@ -11,14 +12,17 @@ import torch
 
 from nnunet_ext.errors import ConfigurationError
 
-# These types carry numbers, no code. numpy 2 renamed the module; files hold the name of the numpy that wrote them.
+# These types carry numbers, texts and paths, no code. numpy 2 renamed the module; files hold the name of the numpy that
+# wrote them.
 _NUMPY: list[Any] = [
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((np.zeros(1).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     np.ndarray,
     np.dtype,
     _codecs.encode,
-    *{type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")},
+    *{type(np.dtype(name)) for name in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?USMm"},
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
 ]
 
 

@@ -381,3 +381,15 @@ def test_stages_of_the_encoder_have_the_blocks_of_the_decoder():
         assert [b.window_size for b in blocks.blocks] == [b.window_size for b in theirs]
         assert [b.shift_size for b in blocks.blocks] == [b.shift_size for b in theirs]
         assert [b.attn.num_heads for b in blocks.blocks] == [b.attn.num_heads for b in theirs]
+
+
+@pytest.mark.parametrize("other", [(3, 40, 88), (5, 40, 56)], ids=["positions", "slice filters"])
+def test_weights_of_another_patch_are_refused_in_a_sentence(other):
+    network = tiny(patch_size=(3, 40, 56))
+    with pytest.raises(ConfigurationError, match=r"are learned for one patch, here \[3, 40, 56\]"):
+        network.load_state_dict(tiny(patch_size=other).state_dict())
+
+
+def test_weights_of_another_number_of_classes_are_torchs_to_refuse():
+    with pytest.raises(RuntimeError, match="seg_layers"):
+        tiny(num_classes=3).load_state_dict(tiny(num_classes=4).state_dict())
