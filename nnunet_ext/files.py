@@ -11,7 +11,10 @@ from typing import IO, Any
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file and renames it to `path`; on any error the old file stays as it was."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

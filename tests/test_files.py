@@ -90,3 +90,9 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path, mask):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_json(tmp_path / "nowhere" / "file.json", 1)
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
+    with pytest.raises(OSError, match="No such file") as raised:
+        write_json(tmp_path / "missing" / "a.json", {})
+    assert raised.value.filename == str(tmp_path / "missing" / "a.json")

@@ -35,7 +35,7 @@ def each(
     Raises:
         ConfigurationError: a worker was killed, as systems do when memory is short.
     """
-    bar = tqdm(total=len(items), desc=title, unit="case", disable=not items)
+    bar = tqdm(total=len(items), desc=title, unit="case", disable=None if items else True)  # None: only in a terminal
     with bar:
         results = map(function, items) if min(processes, len(items)) < 2 else _in_processes(function, items, processes)
         for result in results:

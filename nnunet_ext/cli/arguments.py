@@ -1,6 +1,7 @@
 """Arguments that mean the same in every command, and checks of where output goes."""
 
 import argparse
+import os
 from pathlib import Path
 
 from nnunet_ext.errors import ConfigurationError
@@ -38,10 +39,16 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     """Refuses a file that could not be written, before the work that goes into it.
 
     Raises:
-        ConfigurationError: it is a folder, its folder is not there, or it exists and may not be replaced.
+        ConfigurationError: it is a folder, its folder is not there or may not be written, or it exists and may not be
+            replaced.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
         raise ConfigurationError(f"{path} cannot be written: give a file in a folder that exists.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(
+            f"{path} cannot be written: you may not write into {folder}. Choose another place with -o."
+        )
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} exists. Choose another place, or replace it with --overwrite.")
 

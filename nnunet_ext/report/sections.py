@@ -30,7 +30,7 @@ def make_sections(model: ModelFolder) -> list[Section]:
         overlays_section,
         cases_section,
     ]
-    made = [maker(model) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False)]
+    made = [maker(model) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False, disable=None)]
     return [section for section in made if section is not None]
 
 
@@ -136,7 +136,7 @@ def overlays_section(model: ModelFolder) -> Section | None:
         return None
     text, pictures = [], []
     remarks: dict[str, list[str]] = {}
-    for title, case in tqdm(chosen.items(), desc="Overlays", unit="case", leave=False):
+    for title, case in tqdm(chosen.items(), desc="Overlays", unit="case", leave=False, disable=None):
         name = f"{title}: {case.case} (fold {case.fold}), mean Dice {number(case.mean)}"
         try:
             picture, remark = _overlay(model, case, name)

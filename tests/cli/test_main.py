@@ -9,6 +9,7 @@ import pytest
 
 from nnunet_ext import __version__
 from nnunet_ext.cli import main as cli
+from nnunet_ext.cli.arguments import check_output
 from nnunet_ext.errors import ConfigurationError
 
 LIGHT = """
@@ -168,3 +169,19 @@ def test_the_installed_command_reports_errors_without_a_traceback(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("nnunet_ext: Data set '7' is none of")
     assert "Traceback" not in done.stderr
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_output(tmp_path / "new.html")
+    check_output(tmp_path / "file", overwrite=True)
+    for path, message in (
+        (tmp_path, "give a file in a folder"),
+        (tmp_path / "missing" / "a", "give a file in a folder"),
+        (tmp_path / "file", "--overwrite"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            check_output(path)
+    monkeypatch.setattr(os, "access", lambda folder, mode: (folder, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(ConfigurationError, match=f"may not write into {tmp_path}"):
+        check_output(tmp_path / "new.html")
