@@ -1,5 +1,7 @@
 """E2ENetTrainer keeps the trainer contract; what only E2ENet has is tested here too."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from contract.trainer import STRIDES, TrainerContract, checkpoint
 from end_to_end.stock import Workspace, make_dataset, segmentations
 
 from nnunet_ext.e2enet.masked import masked_modules
+from nnunet_ext.errors import ConfigurationError
 
 
 class TestE2ENetTrainer(TrainerContract):
@@ -46,6 +49,51 @@ class TestE2ENetTrainer(TrainerContract):
             return [m.kernel_mask for _, m in masked_modules(trainer.network)]
 
         assert any((a != b).any() for a, b in zip(masks(0), masks(1), strict=True))
+
+    def test_the_topology_follows_the_options_the_length_and_the_fold(self, workspace):
+        options = {"num_epochs": 5, "drop_rate": 0.4, "final_drop_rate": 0.1, "update_every": 7, "seed": 3}
+        topologies = []
+        for fold in (0, 2, "all"):
+            trainer = self.build(self.handmade(**options), fold=fold)
+            trainer.initialize()
+            topologies.append(trainer.topology)
+        topology = topologies[1]
+        assert (topology.total_steps, topology.update_every, topology.dynamic) == (20, 7, True)
+        assert (topology.rate(0), topology.rate(20), topology.rate(10)) == pytest.approx((0.4, 0.1, 0.25))
+        assert [t.seed for t in topologies] == [3, 5, 3]
+
+    @pytest.mark.parametrize(("every", "said"), [(12, False), (13, True)])
+    def test_masks_that_never_move_are_said(self, workspace, every, said):
+        trainer = self.build(self.handmade(num_epochs=3, update_every=every))
+        trainer.initialize()
+        assert ("The masks never move" in self.log_of(trainer)) == said
+
+    def test_rates_of_drops_go_down(self, workspace):
+        with pytest.raises(ConfigurationError, match="'final_drop_rate' must be at most drop_rate"):
+            self.build(self.handmade(drop_rate=0.1, final_drop_rate=0.2))
+
+    def test_pretrained_masks_are_what_was_active_first(self, workspace):
+        trainer, source = self.build(), self.build(self.handmade(seed=9))
+        trainer.initialize()
+        source.initialize()
+        trainer.network.load_state_dict(source.network.state_dict())  # as nnU-Net's -pretrained_weights does
+        for name, mask in trainer.topology.ever_active.items():
+            assert torch.equal(mask, dict(masked_modules(source.network))[name].kernel_mask)
+        self.run_epoch(trainer)
+        seen = {name: mask.clone() for name, mask in trainer.topology.ever_active.items()}
+        for name, module in masked_modules(source.network):
+            assert (seen[name] & module.kernel_mask).sum() == module.kernel_mask.sum()
+            new = int((seen[name] & ~module.kernel_mask).sum())
+            assert new <= int(0.5 * module.kernel_mask.sum()) + 1  # grown in the one update, none of the constructor's
+
+    def test_an_overflow_in_an_inactive_kernel_stays_out(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        module = dict(masked_modules(trainer.network)).popitem()[1]
+        factor = torch.where(module.kernel_mask, 1.0, math.inf)[..., None, None, None]
+        (module.weight * factor.expand_as(module.weight).nan_to_num(posinf=1e38)).sum().mul(1e10).backward()
+        grad = module.weight.grad.flatten(2)
+        assert grad[module.kernel_mask].isfinite().all() and (grad[~module.kernel_mask] == 0).all()
 
     def test_a_new_topology_is_not_counted_as_ever_active_before_it_came(self, workspace):
         trainer = self.build()

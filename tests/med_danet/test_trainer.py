@@ -22,6 +22,8 @@ from med_danet.ranks import train_one_rank
 from med_danet.small import OPTIONS, TWO, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_danet.choice import decision_loss, scaled_costs, slice_labels
+from nnunet_ext.trainers import med_danet as module
 
 
 class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
@@ -188,6 +190,58 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         torch.manual_seed(0)
         sum(trainer.loss(trainer.net.candidate(i, x), target) for i in range(2)).backward()
         assert_equal(found, [p.grad for p in trainer.net.candidates.parameters()])
+
+    def in_decisions(self, workspace, **options):
+        """A trainer at its first decision step."""
+        trainer = self.build(self.handmade(**options))
+        trainer.initialize()
+        trainer.current_epoch = trainer.options.decision_start
+        trainer.on_train_epoch_start()
+        return trainer
+
+    def test_alpha_and_class_weights_of_the_options_reach_the_decisions(self, workspace, monkeypatch):
+        alphas = []
+        monkeypatch.setattr(module, "slice_labels", lambda *a, **told: alphas.append(a[4]) or slice_labels(*a, **told))
+        trainer = self.in_decisions(workspace, alpha=1.0)
+        trainer.train_step(self.batch(trainer, 3))
+        labels = trainer._notes.row(True)["labels"]
+        assert alphas == [1.0]
+        assert sum(labels) > 0 and labels[2:] == [0] * len(labels[2:])  # cost alone: none but the cheapest
+        given = []
+        monkeypatch.setattr(module, "decision_loss", lambda *a: given.append(a[2]) or decision_loss(*a))
+        trainer = self.in_decisions(workspace, class_weights=[0.5, 1.0, 9.0])
+        trainer.train_step(self.batch(trainer, 3))
+        assert given == [[0.5, 1.0, 9.0]]
+
+    def test_costs_are_scaled_and_the_optimizer_is_the_authors_adam(self, workspace):
+        trainer = self.in_decisions(workspace)
+        macs = trainer.slice_costs.candidates
+        assert trainer.costs == scaled_costs(macs) != list(macs)
+        assert type(trainer.optimizer) is torch.optim.Adam and trainer.optimizer.defaults["amsgrad"]
+        assert trainer.optimizer.defaults["weight_decay"] == trainer.options.weight_decay
+
+    def test_gradients_are_clipped_part_by_part(self, workspace, monkeypatch):
+        trainer = self.build()
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        norms = []
+        backward = trainer._backward
+
+        def enlarged(loss, part):
+            result = backward(loss * 1e6, part)
+            return result / 1e6
+
+        monkeypatch.setattr(trainer, "_backward", enlarged)
+        step = trainer.optimizer.step
+
+        def measured():
+            for part in trainer._learning():
+                norms.append(torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]).norm())
+            step()
+
+        monkeypatch.setattr(trainer.optimizer, "step", measured)
+        trainer.train_step(self.batch(trainer, 1))
+        assert len(norms) == 2 and [float(norm) for norm in norms] == pytest.approx([12, 12], rel=1e-3)
 
     def test_ignored_slices_teach_nothing(self, workspace):
         labels = {**LABELS, "labels": {**LABELS["labels"], "ignore": 3}}
