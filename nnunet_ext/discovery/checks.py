@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -137,8 +138,10 @@ def folders(environment: Any) -> Iterator[Check]:
         right = "read" if name == "nnUNet_raw" else "write"
         if not value:
             yield "not set", f"{name}: export {name}=/path/to/{name} (a folder that you choose) before you train"
+        elif value[0] in "'\"" or value[-1] in "'\"":
+            yield "BROKEN", f"{name} is {value}: the quotation marks belong to the value. Set it without them"
         elif not Path(value).is_dir():
-            yield "BROKEN", f"{name} is {value}, which is not a folder. Create it: mkdir -p '{value}'"
+            yield "BROKEN", f"{name} is {value}, which is not a folder. Create it: mkdir -p {shlex.quote(value)}"
         elif not os.access(value, os.R_OK if right == "read" else os.W_OK):
             yield "BROKEN", f"{name} is {value}, which you may not {right}"
         else:

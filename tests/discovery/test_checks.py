@@ -1,6 +1,7 @@
 """`nnunet_ext doctor`: what is broken, what is merely not set yet, and one cause once."""
 
 import importlib.metadata
+import shlex
 import subprocess
 import sys
 
@@ -128,6 +129,17 @@ def test_folders(tmp_path):
     found = list(checks.folders(environment))
     assert [state for state, _ in found] == ["BROKEN", "not set", "ok"]
     assert "mkdir -p" in found[0][1] and "GiB free" in found[2][1]
+
+
+@pytest.mark.parametrize("value", ["'/a b'", '"/data"'])
+def test_quotation_marks_in_a_variable_are_named(value):
+    ((state, text), *_) = checks.folders({"nnUNet_raw": value})
+    assert state == "BROKEN" and "quotation marks" in text and "mkdir" not in text
+
+
+def test_names_with_blanks_can_be_pasted():
+    ((_, text), *_) = checks.folders({"nnUNet_raw": "/no such/it's"})
+    assert shlex.split(text.partition("Create it: ")[2]) == ["mkdir", "-p", "/no such/it's"]
 
 
 def test_folders_that_may_not_be_written(tmp_path, monkeypatch):
