@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from copy import deepcopy
 from importlib import import_module
@@ -35,6 +37,8 @@ REGIONS = {
 }
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 
+
+OWN_PROCESS = "nnUNet_ext_own_process"  # set where a test has a process for itself
 
 # E2ENet runs all tests through the stock commands, the other methods those that differ for them, and all on request.
 STOCK_COMMANDS = (
@@ -302,8 +306,19 @@ class TrainerContract(OnRequest):
         os.replace(f"{result}.part", result)
 
     @pytest.mark.slow
-    def test_killed_at_random_moments_it_ends_as_if_never_killed(self, workspace):
-        """nnUNet_ext_kills says how often; a run is killed until it comes to its end, then the next begins."""
+    def test_killed_at_random_moments_it_ends_as_if_never_killed(self, workspace, request):
+        """nnUNet_ext_kills says how often; a run is killed until it comes to its end, then the next begins.
+
+        In a process of its own, because torch cannot fork one in which gradients have been computed.
+        """
+        if OWN_PROCESS not in os.environ:
+            words = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", "-p", "no:cacheprovider"]
+            words += ["-o", "addopts=--import-mode=importlib", request.node.nodeid]
+            variables = {**os.environ, OWN_PROCESS: "1", "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(words, cwd=request.config.rootpath, env=variables, capture_output=True, text=True)
+            print(done.stdout[-4000:])
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+            return
         kills, rng = int(os.environ.get("nnUNet_ext_kills", 5)), random.Random(0)
         context, threads = multiprocessing.get_context("fork"), torch.get_num_threads()
         torch.set_num_threads(1)  # torch's pool does not survive a fork
