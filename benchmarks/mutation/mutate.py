@@ -36,6 +36,7 @@ TESTS = {
     "nnunet_ext/prediction": ["tests/med_danet/test_prediction.py"],
     "nnunet_ext/report": ["tests/report"],
     "nnunet_ext/cli": ["tests/cli", "tests/discovery/test_checks.py", "tests/planning"],
+    **{f"nnunet_ext/cli/{name}.py": ["tests/challenges"] for name in ("convert", "export", "score")},
     "nnunet_ext/e2enet": ["tests/e2enet"],
     "nnunet_ext/dints": ["tests/dints"],
     "nnunet_ext/med_danet": ["tests/med_danet"],

@@ -85,6 +85,13 @@ def test_configuration_errors_end_with_their_sentence(broken, capsys):
 
 def test_an_interrupt_ends_with_130(broken, capsys):
     assert cli.main(broken(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "nnunet_ext: interrupted\n"
+
+
+def test_no_option_is_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--vers"])
+    assert "--vers" in capsys.readouterr().err
     assert "Traceback" not in capsys.readouterr().err
 
 
