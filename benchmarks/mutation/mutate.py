@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +62,7 @@ class Change:
     after: str
 
 
-def changes(file: Path) -> Iterator[Change]:
+def changes(file: Path) -> list[Change]:
     """Every applicable change of a file, in the order of the source."""
     text = file.read_text(encoding="utf-8")
     lines = [0]
@@ -79,7 +78,7 @@ def changes(file: Path) -> Iterator[Change]:
             before = data[start:end].decode()
             name = str(file.relative_to(ROOT))
             found.append(Change(name, node.lineno, start, end, before, after))
-    return iter(sorted(found, key=lambda change: (change.start, change.end)))
+    return sorted(found, key=lambda change: (change.start, change.end))
 
 
 def changed(node: ast.AST) -> str | None:

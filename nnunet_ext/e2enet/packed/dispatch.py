@@ -34,7 +34,7 @@ class _Pack:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors on the CPU hold the same bytes; three times as fast as `torch.equal`."""
+    """Whether two tensors on the CPU hold the same bytes, for which equal NaNs are equal."""
     if _memcmp is None or a.shape != b.shape or a.dtype != b.dtype or not (a.is_contiguous() and b.is_contiguous()):
         return torch.equal(a, b)
     return _memcmp(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size()) == 0
