@@ -20,25 +20,30 @@ from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed import dispatch, library, program
 
 TOLERANCE = 3e-4  # of the largest logit, against float64
+LARGEST = 3_000_000  # values of the finest feature maps, which are as large as the deepest level times all strides
 
 
 def drawn(rng):
     """Arguments of a network and the shape of its input, small enough for a fraction of a second."""
-    levels = rng.randint(3, 5)
-    strides = [[1, 1, 1]] + [[rng.choice((1, 1, 2, 2, 2, 3, 4)) for _ in range(3)] for _ in range(levels - 1)]
-    kernel = rng.choice(([1, 3, 3], [3, 1, 3], [3, 3, 1]))
-    lowest = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
-    size = [rng.randint(1, 33) if axis == kernel.index(1) else rng.randint(4, 40) for axis in range(3)]
-    while math.prod(math.ceil(n / s) for n, s in zip(size, lowest, strict=True)) < 4:
-        size[rng.randrange(3)] += 16
-    kwargs = {
-        "strides": strides,
-        "features_per_stage": [rng.randint(1, 33) for _ in range(levels)],
-        "kernel_size": kernel,
-        "shift_size": rng.choice((0, 1, 1, 2, 3, 7)),
-        "sparsity": rng.choice((None, 0.3, 0.8, 0.8, 0.97)),
-    }
-    return kwargs, (rng.randint(1, 5), rng.randint(1, 5), *size)
+    while True:
+        levels = rng.randint(3, 5)
+        strides = [[1, 1, 1]] + [[rng.choice((1, 1, 2, 2, 2, 3, 4)) for _ in range(3)] for _ in range(levels - 1)]
+        kernel = rng.choice(([1, 3, 3], [3, 1, 3], [3, 3, 1]))
+        lowest = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
+        size = [rng.randint(1, 33) if axis == kernel.index(1) else rng.randint(4, 40) for axis in range(3)]
+        while math.prod(math.ceil(n / s) for n, s in zip(size, lowest, strict=True)) < 4:
+            size[rng.randrange(3)] += 16
+        voxels = math.prod(math.ceil(n / s) * s for n, s in zip(size, lowest, strict=True))
+        kwargs = {
+            "strides": strides,
+            "features_per_stage": [rng.randint(1, 33) for _ in range(levels)],
+            "kernel_size": kernel,
+            "shift_size": rng.choice((0, 1, 1, 2, 3, 7)),
+            "sparsity": rng.choice((None, 0.3, 0.8, 0.8, 0.97)),
+        }
+        shape = (rng.randint(1, 5), rng.randint(1, 5), *size)
+        if shape[0] * voxels * sum(kwargs["features_per_stage"]) <= LARGEST:
+            return kwargs, shape
 
 
 def predicted(network, x):
