@@ -13,6 +13,21 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 
 
+def check_patch(plans: PlansManager, configuration: ConfigurationManager, name: str) -> None:
+    """The patch of the training must be that of the plans, from which prediction builds network and tiles.
+
+    Raises:
+        ConfigurationError: a subclass changed the patch of its own copy.
+    """
+    stored = PlansManager(plans.plans).get_configuration(name)  # a manager gives its one copy to everybody
+    planned, ours = list(stored.patch_size), list(configuration.patch_size)
+    if planned != ours:
+        raise ConfigurationError(
+            f"The trainer changed the patch to {ours}, but the plans that are stored with the model say {planned}, and "
+            f"prediction follows those. Change the plans instead: nnunet_ext plan ... --set patch_size={ours}."
+        )
+
+
 def check_preprocessed(dataset: Any, plans: PlansManager, configuration: ConfigurationManager, name: str) -> None:
     """Compares one preprocessed case with what nnU-Net's default preprocessor makes of it with these plans.
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ext.costs.unet import unet_macs
+from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 from nnunet_ext.layers.gradients import average_gradients, forget_moments
 from nnunet_ext.layers.precision import autocast_of
 from nnunet_ext.med_danet.accounting import EpochNotes, noted_cases, report_text, row_text, validation_report
 from nnunet_ext.med_danet.bank import PAPER_BANK
-from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels
+from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels, truth_and_valid
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
@@ -48,8 +49,13 @@ class MedDANetTrainer(ExtTrainer):
         """As `ExtTrainer`'s; and options that name candidates must fit the bank."""
         options = super().checked_options(plans, configuration, dataset_json)
         assert isinstance(options, MedDANetOptions)
-        planned = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs
-        candidates = len(planned.get("candidates") or PAPER_BANK)
+        planned = PlansManager(plans).get_configuration(configuration)
+        if len(planned.pool_op_kernel_sizes) < 2:
+            raise ConfigurationError(
+                f"{configuration} has a patch of {list(planned.patch_size)} and a single level, from which no U-Net "
+                f"can be made to compare with. Plan with images of at least 8 pixels a side."
+            )
+        candidates = len(planned.network_arch_init_kwargs.get("candidates") or PAPER_BANK)
         options.weights(candidates), options.leaving([1] * candidates)
         return options
 
@@ -134,6 +140,12 @@ class MedDANetTrainer(ExtTrainer):
         data, target = thinned(data, target, self.options.slices_per_step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._decision_loss(data, target)] if self.decides else self._bank_losses(data, target)
+        if any(p.grad is not None for part in self._learning() for p in part.parameters()):
+            self._update()
+        self._step += 1
+        return {"loss": np.mean([loss.cpu().numpy() for loss in losses])}
+
+    def _update(self) -> None:
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         for part in self._learning():
@@ -143,8 +155,18 @@ class MedDANetTrainer(ExtTrainer):
             self.grad_scaler.update()
         else:
             self.optimizer.step()
-        self._step += 1
-        return {"loss": np.mean([loss.cpu().numpy() for loss in losses])}
+
+    def _on_any_rank(self, fact: Tensor) -> bool:
+        """A batch from which no rank learns takes no step: Adam would follow the decay alone, at the full rate."""
+        fact = fact.any().float()
+        if self.is_ddp:
+            dist.all_reduce(fact, dist.ReduceOp.MAX)
+        return bool(fact)
+
+    def _told(self) -> dict[str, Any]:
+        """How labels are to be read, for `choice.truth_and_valid`."""
+        ignore = self.label_manager.ignore_label if self.label_manager.has_ignore_label else None
+        return {"regions": self.label_manager.has_regions, "ignore_label": ignore}
 
     def _backward(self, loss: Tensor, part: nn.Module) -> Tensor:
         """Gradients of one part, averaged over the ranks; returns the loss as it was."""
@@ -155,6 +177,9 @@ class MedDANetTrainer(ExtTrainer):
 
     def _bank_losses(self, data: Tensor, target: Tensor) -> list[Tensor]:
         """The terms of equation 5, each with nnU-Net's loss, one candidate after the other."""
+        _, valid = truth_and_valid(self.net.fold(target), self.net.num_classes, **self._told())
+        if not self._on_any_rank(valid):
+            return [torch.zeros(())]
         losses = []
         for index in self.phases.active(self.current_epoch):
             with autocast_of(self.device):
@@ -166,12 +191,15 @@ class MedDANetTrainer(ExtTrainer):
     def _decision_loss(self, data: Tensor, target: Tensor) -> Tensor:
         """Equation 7 on this batch's own labels."""
         slices = self.net.fold(data)
-        ignore = self.label_manager.ignore_label if self.label_manager.has_ignore_label else None
-        told = {"regions": self.label_manager.has_regions, "ignore_label": ignore}
         with autocast_of(self.device):
-            labels = slice_labels(self.net, slices, self.net.fold(target), self.costs, self.options.alpha, **told)
-            logits = self.net.decision(slices)
+            labels = slice_labels(
+                self.net, slices, self.net.fold(target), self.costs, self.options.alpha, **self._told()
+            )
         known = labels != UNKNOWN
+        if not self._on_any_rank(known):
+            return torch.zeros(())
+        with autocast_of(self.device):
+            logits = self.net.decision(slices)
         self._notes.add_labels(labels[known].tolist(), logits.argmax(1)[known].tolist())
         return self._backward(decision_loss(logits, labels, self.class_weights), self.net.decision)
 

@@ -305,6 +305,12 @@ class TrainerContract(OnRequest):
         torch.save((started, losses, self.snapshot(trainer)), f"{result}.part")
         os.replace(f"{result}.part", result)
 
+    def test_a_patch_that_the_plans_do_not_say_is_refused(self, workspace):
+        trainer = self.build()
+        trainer.configuration_manager.configuration["patch_size"] = [8, 8, 8]  # as some subclasses do
+        with pytest.raises(ConfigurationError, match="changed the patch to"):
+            trainer.initialize()
+
     @pytest.mark.slow
     def test_killed_at_random_moments_it_ends_as_if_never_killed(self, workspace, request):
         """nnUNet_ext_kills says how often; a run is killed until it comes to its end, then the next begins.

@@ -243,19 +243,34 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.train_step(self.batch(trainer, 1))
         assert len(norms) == 2 and [float(norm) for norm in norms] == pytest.approx([12, 12], rel=1e-3)
 
-    def test_ignored_slices_teach_nothing(self, workspace):
-        labels = {**LABELS, "labels": {**LABELS["labels"], "ignore": 3}}
-        trainer = self.build(labels=labels)
+    @pytest.mark.parametrize("labels", [LABELS, REGIONS])
+    @pytest.mark.parametrize("epoch", [0, 2])
+    def test_a_batch_without_annotation_teaches_nothing(self, workspace, epoch, labels):
+        trainer = self.build(labels={**labels, "labels": {**labels["labels"], "ignore": 3}})
         trainer.initialize()
-        trainer.current_epoch = 2
+        trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
-        batch = {"data": torch.randn(2, 1, 8, 16, 16), "target": torch.full((2, 1, 8, 16, 16), 3.0)}
-        before = self.parts(trainer)[-1]
-        assert float(trainer.train_step(batch)["loss"]) == 0
-        weights = {k: v for k, v in before.items() if "running" not in k and v.is_floating_point()}
-        # only the decay of the weights moves them
-        for key, value in weights.items():
-            torch.testing.assert_close(self.parts(trainer)[-1][key], value, rtol=0, atol=0.02)
+        target = torch.full((2, 1, 8, 16, 16), 3.0)
+        if trainer.label_manager.has_regions:  # masks of the regions, then of what is ignored
+            target = torch.cat([torch.zeros(2, len(labels["regions_class_order"]), 8, 16, 16), target / 3], 1)
+        before = self.parts(trainer)
+        assert float(trainer.train_step({"data": torch.randn(2, 1, 8, 16, 16), "target": target})["loss"]) == 0
+        assert_equal(self.parts(trainer), before)
+        target[:, -1, 0, :8] = 0  # a part of one slice is annotated, as background
+        target[:, :, 1, :8] = 1  # and some of another is foreground
+        if trainer.label_manager.has_regions:
+            target[:, -1, 1, :8] = 0
+        trainer.train_step({"data": torch.randn(2, 1, 8, 16, 16), "target": target})
+        moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(before, self.parts(trainer), strict=True)]
+        assert any(moved)
+
+    def test_a_plan_of_one_level_is_refused_before_the_work(self, workspace):
+        plans = self.handmade()
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        architecture["strides"] = [[1, 1, 1]]
+        with pytest.raises(ConfigurationError, match="a single level"):
+            self.build(plans)
+        assert list(workspace.results.iterdir()) == []
 
     def test_regions_train_through_both_phases(self, workspace):
         trainer = self.build(labels=REGIONS)

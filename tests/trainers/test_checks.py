@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.trainers.checks import check_other_folds, check_preprocessed
+from nnunet_ext.trainers.checks import check_other_folds, check_patch, check_preprocessed
 from nnunet_ext.trainers.e2enet import E2ENetTrainer
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
@@ -45,6 +45,15 @@ def check(dataset, configuration="3d_fullres", transpose=(0, 1, 2), **changes):
     plans["transpose_forward"] = list(transpose)
     manager = PlansManager(plans)
     check_preprocessed(dataset, manager, manager.get_configuration(configuration), configuration)
+
+
+def test_a_subclass_that_changes_its_patch_is_refused():
+    manager = PlansManager(plans_of())
+    configuration = manager.get_configuration("3d_fullres")
+    check_patch(manager, configuration, "3d_fullres")
+    configuration.configuration["patch_size"] = [8, 8, 8]
+    with pytest.raises(ConfigurationError, match=r"to \[8, 8, 8\], but the plans .* say \[.*--set patch_size"):
+        check_patch(manager, configuration, "3d_fullres")
 
 
 def test_what_the_preprocessor_makes_is_accepted_and_another_spacing_refused():
