@@ -137,7 +137,8 @@ def copied(folder: Path) -> Path:
 def tried(change: Change, folder: Path, timeout: int) -> dict:
     """Whether a test fails with the change, which one, and after how many seconds."""
     inside = change.file if change.file.startswith("nnunet_ext/") else f"nnunet_ext/{change.file}"
-    target, original = folder / inside, (ROOT / change.file).read_bytes()
+    target = folder / inside
+    original = target.read_bytes()  # the copy's: the repository may have gone on
     start = time.monotonic()
     try:
         target.write_bytes(original[: change.start] + change.after.encode() + original[change.end :])
