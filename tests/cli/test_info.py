@@ -7,6 +7,7 @@ import sys
 import pytest
 from end_to_end.stock import handmade_plans, stock_plans
 
+from nnunet_ext.cli.info import text
 from nnunet_ext.cli.main import main
 from nnunet_ext.costs.describe import channels_and_heads, resolved
 from nnunet_ext.errors import ConfigurationError
@@ -72,6 +73,29 @@ def test_other_networks_are_counted_only_when_asked(plans_file, capsys):
     assert "--measure" in answer(capsys, plans_file, "--configuration", "2d")
     report = json.loads(answer(capsys, plans_file, "--configuration", "2d", "--measure", "--json"))
     assert report["configurations"]["2d"]["parameters"]["total"] > 0
+
+
+def test_every_fact_has_its_line():
+    count = {"total": 1000, "active": 900, "trainable": 250}
+    cost = {"gmacs": 1.5, "gflops": 3.0}
+    report = {
+        "method": "Method", "patch_size": [8, 16], "batch_size": 2, "input_channels": 3, "num_classes": 4,
+        "parameters": count, "parts": {"backbone": {"total": 700, "trainable": 0}}, "true": cost, "paper": cost,
+        "further": {"largest": {"patch_size": [8, 8], "parameters": count, "true": cost}},
+        "stored": {"weights_mb": 3.6, "checkpoint_mb": 7.25},
+    }  # fmt: skip
+    assert text("2d", report).splitlines() == [
+        "2d: Method",
+        "  patch 8x16, batch 2, 3 channels, 4 logits",
+        "  parameters 1,000, active 900, trainable 250",
+        "  backbone: 700 parameters, 0 trainable",
+        "  trainable share 25.00 %",
+        "  1.50 GMACs = 3.00 GFLOPs per patch (true convention)",
+        "  1.50 GMACs = 3.00 GFLOPs per patch (paper convention)",
+        "  largest: parameters 1,000, 1.50 GMACs = 3.00 GFLOPs per patch 8x8 (true convention)",
+        "  active weights 3.6 MB in fp32",
+        "  checkpoint_final.pth 7.2 MB",
+    ]
 
 
 def test_regions_have_no_background_logit_and_the_ignore_label_none(plans_file):

@@ -36,6 +36,14 @@ def test_options_shows_every_setting_with_its_help(name, capsys):
 
 
 @each_method
+def test_options_have_the_titles_of_their_places(name, capsys):
+    lines = answer(capsys, "options", name).splitlines()
+    titles = [line for line in lines if line and not line.startswith(" ")][:-1]
+    assert titles == ["training:", "network:", "configuration:"]
+    assert lines[-1].endswith(f"--method {name} --name PLANS --set KEY=VALUE")
+
+
+@each_method
 def test_options_lists_what_plan_can_set_and_nothing_else(name, capsys):
     described = json.loads(answer(capsys, "options", name, "--json"))
     places = {"training": "training", "network": "architecture", "configuration": "configuration"}

@@ -151,6 +151,26 @@ def test_one_word_means_one_thing_in_every_command(name):
     assert all(action.metavar is None or action.metavar.isupper() for action in positional.values())
 
 
+ARGUMENTS = {  # what scripts of users rely on; the challenges' commands have theirs in tests/challenges
+    "demo": "--method --dataset --device --work-dir --epochs",
+    "doctor": "",
+    "methods": "--json",
+    "options": "method --json",
+    "presets": "method --json",
+    "plan": "dataset --method --preset --from --code --name --set --configuration --overwrite",
+    "info": "source --plans --configuration --rivals --patch --dice --measure --json",
+    "report": "model_folder -o --overwrite",
+    "transfer": "checkpoint dataset --plans --configuration --seed -o --overwrite",
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_no_argument_is_lost(name):
+    actions = [action for action in parser_of(name)._actions if action.dest != "help"]
+    names = [action.option_strings[0] if action.option_strings else action.dest for action in actions]
+    assert names == ARGUMENTS[name].split()
+
+
 def test_options_are_not_abbreviated(capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "7", "--meth", "e2enet", "--name", "P"])
