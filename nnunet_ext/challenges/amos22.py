@@ -1,8 +1,10 @@
 """AMOS22: 15 abdominal organs; task 1 is CT, task 2 CT and MR together."""
 
+import re
 from pathlib import PurePosixPath
 
 from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
+from nnunet_ext.errors import ConfigurationError
 
 LABELS = {
     "background": 0,
@@ -22,19 +24,40 @@ LABELS = {
     "bladder": 14,
     "prostate/uterus": 15,
 }
+LAST_KNOWN_CT = 410
 LAST_CT = 500  # the readme's "< 500" is off by one: case 500 is CT
 FOLDERS = {"imagesTr": "train", "labelsTr": "train", "imagesVa": "val", "labelsVa": "val", "imagesTs": "test"}
 
 
-def split_task2(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
-    """By the name of the folder. In the download of the challenge's own days imagesTs held the validation cases."""
-    folder = path.parent.name
-    return "val" if folder == "imagesTs" and "imagesVa" not in folders else FOLDERS.get(folder)
+def split_task2(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
+    """By the name of the folder, but for imagesTs.
+
+    It held the validation cases in the challenge's own days, and holds the test cases since.
+
+    Raises:
+        ConfigurationError: imagesTs is there and nothing tells which of both.
+    """
+    if path.parent.name != "imagesTs":
+        return FOLDERS.get(path.parent.name)
+    if {"imagesVa", "labelsVa", "labelsTs"} & names or any(_is_later_ct(name) for name in names):
+        return "test"
+    if {"task1_dataset.json", "task2_dataset.json"} & names:
+        return "val"
+    raise ConfigurationError(
+        "imagesTs of AMOS22 holds the test cases, but in the download of 2022 the validation cases, and nothing here "
+        "tells which: unpack imagesVa too, or task1_dataset.json of the old download."
+    )
 
 
-def split_task1(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def _is_later_ct(name: str) -> bool:
+    """A CT of the test cases: the numbers of training and validation CTs end at 410."""
+    match = re.fullmatch(r"amos_(\d{4})\.nii(\.gz)?", name)
+    return match is not None and LAST_KNOWN_CT < int(match[1]) <= LAST_CT
+
+
+def split_task1(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """The same without MR cases."""
-    return split_task2(case, path, folders) if int(case.removeprefix("amos_")) <= LAST_CT else None
+    return split_task2(case, path, names) if int(case.removeprefix("amos_")) <= LAST_CT else None
 
 
 def _task(number: int) -> Challenge:
@@ -66,7 +89,10 @@ def _task(number: int) -> Challenge:
         metrics=Metrics(
             structures={name: (value,) for name, value in LABELS.items() if value},
             measures=("dice", "nsd"),
-            notes=("The challenge's NSD tolerance is not known; 1 mm is a guess that --tolerance replaces.",),
+            notes=(
+                "Which NSD the challenge computes, and its tolerance, are not known: surface elements and 1 mm are "
+                "guesses that --surface and --tolerance replace.",
+            ),
         ),
         reader="NibabelIOWithReorient",  # SimpleITK refuses some of the headers
         reference="https://zenodo.org/records/7262581",

@@ -1,8 +1,9 @@
-"""BraTS 2019 and 2020: brain tumours in four MR sequences, scored on three nested regions."""
+"""BraTS 2019 to 2021: brain tumours in four MR sequences, scored on three nested regions."""
 
+import re
 from pathlib import PurePosixPath
 
-from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
+from nnunet_ext.challenges.facts import Challenge, Conventions, Files, Metrics, Submission
 
 CHANNELS = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "Flair"}
 # nnU-Net wants consecutive values, so that edema (2) and necrosis (1) change places and 4 becomes 3.
@@ -19,8 +20,7 @@ UPLOAD = (
 METRICS = Metrics(
     structures={"whole tumor": (1, 2, 4), "tumor core": (1, 4), "enhancing tumor": (4,)},
     measures=("dice", "hd95", "sensitivity", "specificity"),
-    both_empty="perfect",
-    one_empty_distance="voxel diagonal",
+    conventions=Conventions("perfect", "voxel diagonal", surface="voxels"),
     notes=(
         "Empty in both masks: Dice, sensitivity and specificity 1, HD95 0. Empty in one: Dice 0, HD95 the diagonal "
         "of the image in voxels (373.1287 for 240x240x155).",
@@ -28,19 +28,19 @@ METRICS = Metrics(
 )
 
 
-def split_2019(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
-    """By the nearest telling folder: 2019 has the same case names in all sets."""
+def split_by_folder(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
+    """By the nearest telling folder: case names are alike in all sets."""
     for folder in reversed([part.lower() for part in path.parts[:-2]]):
         if folder in ("hgg", "lgg") or "training" in folder:
             return "train"
-        if "validation" in folder:
+        if re.search("(?<![a-z])val", folder):
             return "val"
-        if "testing" in folder:
+        if re.search("(?<![a-z])test", folder):
             return "test"
     return "train"
 
 
-def split_2020(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def split_2020(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """By name."""
     return {"Training": "train", "Validation": "val", "Testing": "test"}[case.split("_")[1]]
 
@@ -67,7 +67,7 @@ BRATS2019 = Challenge(
     files=_files(r"BraTS19_[^/]+"),
     layout="MICCAI_BraTS_2019_Data_Training/HGG/BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz (and _t1ce, _t2, "
     "_flair, _seg), MICCAI_BraTS_2019_Data_Validation/BraTS19_.../",
-    split=split_2019,
+    split=split_by_folder,
     counts={"train": 335, "val": 125, "test": 166},
     submission=Submission(
         prediction=r"(?:HGG__|LGG__)?(?P<id>BraTS19_.+)",
@@ -115,4 +115,30 @@ BRATS2020 = Challenge(
     metrics=METRICS,
     value_hints=VALUE_HINTS,
     reference="https://www.med.upenn.edu/cbica/brats2020/data.html",
+)
+
+BRATS2021 = Challenge(
+    name="brats2021",
+    title="BraTS 2021",
+    dataset_id=137,
+    dataset_name="BraTS2021",
+    channels=tuple(CHANNELS.values()),
+    labels=LABELS,
+    regions=REGIONS,
+    to_challenge=TO_CHALLENGE,
+    files=_files(r"BraTS2021_\d{5}"),
+    layout="RSNA_ASNR_MICCAI_BraTS2021_TrainingData/BraTS2021_00000/BraTS2021_00000_t1.nii.gz (and _t1ce, _t2, _flair, "
+    "_seg), RSNA_ASNR_MICCAI_BraTS2021_ValidationData/BraTS2021_00001/",
+    split=split_by_folder,
+    counts={"train": 1251, "val": 219, "test": None},
+    submission=Submission(
+        prediction=r"(?P<id>BraTS2021_\d{5})",
+        name="{id}",
+        numeric=False,
+        splits=("val", "test"),
+        upload="Upload the archive to your Synapse project and submit it to the queue of BraTS 2021, if it is open.",
+    ),
+    metrics=METRICS,
+    value_hints=VALUE_HINTS,
+    reference="https://www.synapse.org/brats",
 )

@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
+from nnunet_ext.challenges.facts import Challenge, Conventions, Files, Metrics, Submission
 
 LABELS = {
     "background": 0,
@@ -24,7 +24,7 @@ TRAINING = (*range(1, 11), *range(21, 41))
 TESTING = range(61, 81)
 
 
-def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def split(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """By number: 1 to 10 and 21 to 40 are for training, 61 to 80 for the test."""
     number = int(case.removeprefix("img"))
     return "train" if number in TRAINING else "test" if number in TESTING else None
@@ -58,6 +58,7 @@ BTCV = Challenge(
     metrics=Metrics(
         structures={name: (value,) for name, value in LABELS.items() if value},
         measures=("dice", "hd95", "hausdorff", "assd"),
+        conventions=Conventions(surface="voxels"),
         notes=("Some patients lack the right kidney or the gallbladder: such a structure is left out of the means.",),
     ),
     reference="https://www.synapse.org/Synapse:syn3193805",

@@ -28,6 +28,7 @@ class Comparison:
         low, high: bounds of the confidence interval of the mean difference.
         p: two-sided p value of Wilcoxon's signed-rank test.
         left_out: number of cases in which a number is not defined or not finite.
+        only_first, only_second: cases of these in which one method alone has a finite number.
     """
 
     structure: str
@@ -41,6 +42,8 @@ class Comparison:
     high: float
     p: float
     left_out: int
+    only_first: tuple[str, ...] = ()
+    only_second: tuple[str, ...] = ()
 
     @property
     def better(self) -> int:
@@ -94,7 +97,15 @@ def _comparison(structure: str, measure: str, names: Sequence[str], pairs: np.nd
         high=high,
         p=wilcoxon_p(differences),
         left_out=int(np.count_nonzero(~finite)),
+        only_first=_alone(pairs, names, 0),
+        only_second=_alone(pairs, names, 1),
     )
+
+
+def _alone(pairs: np.ndarray, names: Sequence[str], method: int) -> tuple[str, ...]:
+    """Cases in which that method alone has a finite number."""
+    known = np.isfinite(pairs)
+    return tuple(name for name, row in zip(names, known, strict=True) if row[method] and not row[1 - method])
 
 
 def _mean(values: np.ndarray) -> float:
@@ -131,16 +142,24 @@ def comparison_table(rows: Sequence[Comparison], first: str, second: str) -> str
     ]
     for row in rows:
         n = len(row.cases)
-        interval = f"[{row.low:.4f}, {row.high:.4f}]"
+        interval = f"[{_text(row.low)}, {_text(row.high)}]"
         lines.append(
-            f"{row.structure:<{width}}  {row.measure:<11}  {n:>5}  {row.first:>7.4f}  {row.second:>7.4f}  "
-            f"{row.difference:>+8.4f}  {interval:<20}  {row.p:<8.3g}  {row.better}/{row.equal}/"
+            f"{row.structure:<{width}}  {row.measure:<11}  {n:>5}  {_text(row.first):>7}  {_text(row.second):>7}  "
+            f"{_text(row.difference, '+.4f'):>8}  {interval:<20}  {_text(row.p, '.3g'):<8}  {row.better}/{row.equal}/"
             f"{n - row.better - row.equal}"
         )
     left_out = {row.left_out for row in rows if row.left_out}
     if left_out:
         lines.append("Cases in which a number is not defined are left out; the number of cases says how many remain.")
+    for row in rows:
+        for method, names in (("A", row.only_first), ("B", row.only_second)):
+            if names:
+                lines.append(f"{row.structure} {row.measure}: only {method} has a number for {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _text(value: float, form: str = ".4f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def comparison_json(rows: Sequence[Comparison], first: str, second: str, seed: int) -> dict[str, Any]:
@@ -159,6 +178,8 @@ def comparison_json(rows: Sequence[Comparison], first: str, second: str, seed: i
                 "measure": row.measure,
                 "cases": len(row.cases),
                 "left_out": row.left_out,
+                "only_first": list(row.only_first),
+                "only_second": list(row.only_second),
                 "first_mean": row.first,
                 "second_mean": row.second,
                 "mean_difference": row.difference,

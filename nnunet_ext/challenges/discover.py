@@ -2,13 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from nnunet_ext.challenges.facts import SPLITS, Challenge, counted
-from nnunet_ext.challenges.volumes import is_junk
+from nnunet_ext.challenges.volumes import GZIP, gunzip, is_junk
 from nnunet_ext.errors import ConfigurationError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 
 
 @dataclass
@@ -40,48 +43,91 @@ class Found:
         return [case for case in self.cases if case.split in splits]
 
 
-def discover(challenge: Challenge, source: Path) -> Found:
-    """Walks through `source` and sorts its files into cases.
+def discover(challenge: Challenge, source: Path, exclude: Collection[str] = ()) -> Found:
+    """Walks through `source` and sorts its files into cases, without those that are excluded.
 
     Raises:
-        ConfigurationError: `source` is no folder, or holds nothing of the challenge.
+        ConfigurationError: `source` is no folder, or holds nothing of the challenge; an excluded case is not there.
     """
     if not source.is_dir():
         raise ConfigurationError(f"{source} is not a folder.")
     paths = list(_walk(source))
-    folders = frozenset(name for path in paths for name in path.parts[:-1]) | {source.resolve().name}
-    patterns = [(files, re.compile(rf"(?:^|/){files.pattern}$")) for files in challenge.files]
+    names = frozenset(name for path in paths for name in path.parts) | {source.resolve().name}
+    patterns = [(files, re.compile(rf"(?:^|/){files.pattern}$", re.IGNORECASE)) for files in challenge.files]
     cases: dict[tuple[str, str], Case] = {}
     problems: list[str] = []
+    twice: list[str] = []
+    excluded: set[str] = set()
+    packed = [path.as_posix() for path in paths if path.name.lower().endswith(ARCHIVES)]
     others = outside = 0
     for path in paths:
         # A folder of the download itself may be what the user names: its name counts too.
         text = (PurePosixPath(source.resolve().name) / path).as_posix()
         files, match = next(((f, m) for f, p in patterns if (m := p.search(text))), (None, None))
         if files is None or match is None:
-            others += 1
+            others += path.as_posix() not in packed
             continue
         identifier = files.case.format(**match.groupdict())
-        split = challenge.split(identifier, PurePosixPath(text), folders)
+        split = challenge.split(identifier, PurePosixPath(text), names)
         if split is None:
             outside += 1
             continue
+        if identifier in exclude:
+            excluded.add(identifier)
+            continue
         case = cases.setdefault((split, identifier), Case(identifier, split))
         before = case.label if files.channel is None else case.images.get(files.channel)
-        if before is not None:
+        if before is not None and _same_content(before, source / path):
+            twice.append(f"{source / path} is the same as {before} and left alone")
+        elif before is not None:
             problems.append(f"{identifier} is there twice: {before} and {source / path}")
         elif files.channel is None:
             case.label = source / path
         else:
             case.images[files.channel] = source / path
+    unknown = sorted(set(exclude) - excluded)
+    if unknown:
+        raise ConfigurationError(f"--exclude names {', '.join(unknown)}, of which {source} holds nothing.")
+    unpack = [f"{name} is not unpacked" for name in packed]
     if not cases:
         raise ConfigurationError(
             f"{source} holds nothing of {challenge.title}. The download looks like this: {challenge.layout}"
+            + "".join(f"\n  - {text}" for text in unpack)
         )
     sorted_cases = sorted(cases.values(), key=lambda case: (case.identifier, case.split))
     problems += [problem for case in sorted_cases for problem in _incomplete(challenge, case)]
     problems += _in_two_splits(sorted_cases)
-    return Found(sorted_cases, problems, _notes(challenge, sorted_cases, others, outside))
+    left_out = [f"excluded: {', '.join(sorted(excluded))}"] if excluded else []
+    notes = [*left_out, *twice, *unpack, *_notes(challenge, sorted_cases, others, outside)]
+    return Found(sorted_cases, problems, notes)
+
+
+def _same_content(first: Path, second: Path) -> bool:
+    """Whether two files hold the same, compressed or not."""
+    try:
+        one, two = (
+            gunzip(data) if data.startswith(GZIP) else data for data in (first.read_bytes(), second.read_bytes())
+        )
+    except (OSError, EOFError, zlib.error):
+        return False
+    return one == two
+
+
+def present(challenges: Sequence[Challenge], source: Path) -> list[Challenge]:
+    """Those of which `source` holds files.
+
+    Raises:
+        ConfigurationError: it is no folder.
+    """
+    if not source.is_dir():
+        raise ConfigurationError(f"{source} is not a folder.")
+    texts = [(PurePosixPath(source.resolve().name) / path).as_posix() for path in _walk(source)]
+    found = []
+    for challenge in challenges:
+        patterns = [re.compile(rf"(?:^|/){files.pattern}$", re.IGNORECASE) for files in challenge.files]
+        if any(pattern.search(text) for pattern in patterns for text in texts):
+            found.append(challenge)
+    return found
 
 
 def _walk(source: Path) -> Iterator[PurePosixPath]:
@@ -100,7 +146,7 @@ def _walk(source: Path) -> Iterator[PurePosixPath]:
 
 
 def _incomplete(challenge: Challenge, case: Case) -> Iterator[str]:
-    channels = range(len(challenge.channels)) if not _is_4d(challenge) else range(1)
+    channels = range(1 if challenge.stacked else len(challenge.channels))
     missing = [challenge.channels[channel] for channel in channels if channel not in case.images]
     what = SPLITS[case.split]
     if missing and len(channels) == 1:
@@ -111,11 +157,6 @@ def _incomplete(challenge: Challenge, case: Case) -> Iterator[str]:
     if case.split == "train" and case.label is None:
         where = f" for {next(iter(case.images.values()))}" if case.images else ""
         yield f"training case {case.identifier} has no label map{where}"
-
-
-def _is_4d(challenge: Challenge) -> bool:
-    """All channels come in one file."""
-    return len({files.channel for files in challenge.files if files.channel is not None}) < len(challenge.channels)
 
 
 def _in_two_splits(cases: list[Case]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from nnunet_ext.errors import ConfigurationError
 Severity = Literal["error", "warn"]
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
-# (case, path in the download, names of all folders in the download) -> "train", "val", "test", or None: not wanted
+# (case, path in the download, names of all its folders and files) -> "train", "val", "test", or None: not wanted
 SplitRule = Callable[[str, PurePosixPath, frozenset[str]], str | None]
 # (prediction, reference, spacing in mm) -> what the challenge wants to know of a case besides its structures' measures;
 # an entry "structures" adds to these, or replaces them
@@ -49,11 +49,15 @@ class Conventions:
             "voxel diagonal" (of the image, in voxels). Dice and NSD are 0 there.
         hausdorff: "directed" is the larger of the two directed percentiles, "pooled" the percentile of both
             directions together.
+        surface: what distances are measured between, see `surfaces`: "elements" with their areas, or "voxels".
+        nsd_from_dice: a structure of lower Dice has NSD 0.
     """
 
     both_empty: Literal["nan", "perfect"] = "nan"
     one_empty_distance: Literal["nan", "inf", "diagonal", "voxel diagonal"] = "nan"
     hausdorff: Literal["directed", "pooled"] = "directed"
+    surface: Literal["elements", "voxels"] = "elements"
+    nsd_from_dice: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,16 @@ class Metrics:
     Attributes:
         structures: name -> values (the challenge's) that make up the structure.
         measures: names of `nnunet_ext.challenges.metrics.MEASURES`.
-        tolerance: of the normalized surface Dice, mm.
-        both_empty, one_empty_distance: see `Conventions`.
+        tolerance: of the normalized surface Dice, mm; for all structures or by name.
+        conventions: see there.
         case_measure, totals: what only this challenge computes.
         notes: what a reader of the scores must know.
     """
 
     structures: Mapping[str, tuple[int, ...]]
     measures: tuple[str, ...]
-    tolerance: float = 1.0
-    both_empty: Literal["nan", "perfect"] = "nan"
-    one_empty_distance: Literal["nan", "inf", "diagonal", "voxel diagonal"] = "nan"
+    tolerance: float | Mapping[str, float] = 1.0
+    conventions: Conventions = Conventions()
     case_measure: CaseMeasure | None = None
     totals: Totals | None = None
     notes: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class Submission:
         missing: what a case without prediction is. The reasons stand in docs/challenges.md.
         empty: what a prediction without any foreground is.
         expects: values (the challenge's) without which a prediction is probably wrong -> what happens then.
+        left_out: identifiers of cases that the organisers ask not to submit.
         upload: where the archive goes, and what is known of it.
     """
 
@@ -107,6 +111,7 @@ class Submission:
     missing: Severity = "error"
     empty: Severity = "error"
     expects: Mapping[int, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     upload: str = ""
 
     def id_of(self, stem: str) -> str | int | None:
@@ -130,11 +135,12 @@ class Challenge:
         channels: nnU-Net's channel names ("CT" selects CT normalization).
         labels: name -> value in nnU-Net's data set.
         regions: name -> values in nnU-Net's data set, outer region first; None where regions make no sense.
+        regions_class_order: nnU-Net's, where it is not 1, 2, 3 ...
         to_challenge: value in nnU-Net's data set -> value of the challenge, where they differ.
         files: what belongs to the download.
         layout: the same for people.
         split: which cases are for training, validation and test.
-        counts: official number of cases of each split.
+        counts: official number of cases of each split; None where it is not known.
         known: official identifiers, where they are known.
         submission, metrics: see there; None where the challenge takes no such submission.
         reader: nnU-Net's reader where its own choice fails.
@@ -152,16 +158,27 @@ class Challenge:
     files: tuple[Files, ...]
     layout: str
     split: SplitRule
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | None]
     submission: Submission
     metrics: Metrics
     regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_class_order: tuple[int, ...] | None = None
     to_challenge: Mapping[int, int] = field(default_factory=dict)
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reader: str | None = None
     value_hints: Mapping[int, str] = field(default_factory=dict)
     identity_header: bool = False
     reference: str = ""
+
+    @property
+    def stacked(self) -> bool:
+        """All channels come in one file, along its last axis."""
+        return len({files.channel for files in self.files if files.channel is not None}) < len(self.channels)
+
+    @property
+    def region_order(self) -> tuple[int, ...]:
+        """The value of the voxels that a region has for itself, region by region."""
+        return self.regions_class_order or tuple(range(1, len(self.regions or ()) + 1))
 
     @property
     def nnunet_values(self) -> tuple[int, ...]:
@@ -180,11 +197,15 @@ class Challenge:
 
 
 def map_values(array: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
-    """A uint8 copy with each value replaced by `mapping`; the others stay. Values must lie between 0 and 255."""
+    """A uint8 array with each value replaced by `mapping`; the others stay. Values lie between 0 and 255."""
+    whole = np.rint(array) if array.dtype.kind == "f" else array
+    whole = whole.astype(np.uint8, copy=False)
+    if not mapping:
+        return whole
     table = np.arange(256, dtype=np.uint8)
     for old, new in mapping.items():
         table[old] = new
-    return table[array.astype(np.uint8, copy=False)]
+    return table[whole]
 
 
 def listed(problems: Sequence[str], lead: str) -> ConfigurationError:

@@ -9,7 +9,7 @@ from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
 FIRST_TEST_CASE, CASES = 210, 300
 
 
-def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def split(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """By number: below 210 is for training."""
     number = int(case.removeprefix("case_"))
     return "train" if number < FIRST_TEST_CASE else "test" if number < CASES else None
@@ -23,7 +23,8 @@ def totals(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     import numpy as np
 
-    dice = [[case["structures"][name]["dice"] for name in ("kidney and tumor", "tumor")] for case in cases]
+    names = ("kidney and tumor", "tumor")
+    dice = [[case["structures"][name].get("dice", float("nan")) for name in names] for case in cases]
     scores = [sum(pair) / 2 for pair in dice]
     return {"composite": float(np.mean(scores)) if scores else float("nan")}
 
@@ -52,14 +53,17 @@ KITS19 = Challenge(
         prediction=r"(?:case|prediction)_(?P<id>\d{5})",
         name="prediction_{id:05d}",
         accepted=range(FIRST_TEST_CASE, CASES),
-        missing="warn",  # the challenge counts such a case as all background
         upload="Upload the archive, named predictions.zip, at kits19.grand-challenge.org, with a manuscript in PDF.",
     ),
     metrics=Metrics(
         structures={"kidney and tumor": (1, 2), "tumor": (2,)},
         measures=("dice",),
         totals=totals,
-        notes=("A case without prediction counts as all background. Dice of two empty masks is not defined.",),
+        notes=(
+            "A case without prediction counts as all background. Dice of two empty masks is not defined, and then the "
+            "composite is not either.",
+        ),
     ),
+    value_hints={3: "3 is the cyst of KiTS21 and KiTS23; convert those with kits23"},
     reference="https://github.com/neheller/kits19",
 )

@@ -1,26 +1,31 @@
 """LiTS17's measures: lesions found and missed, detected lesions, liver, tumor burden.
 
-They follow the organisers' scorer (github.com/PatrickChrist/lits-challenge-scoring and the later
-github.com/veugene/lits-challenge-scoring), written anew from what it does:
+They are those of the organisers' scorer, with which the challenge was ranked (github.com/PatrickChrist/
+lits-challenge-scoring, the same rules since September 2017), written anew from what it does:
 
-- Lesions are face-connected components; those of the reference are connected after growing it by one voxel within the
-  slice, so that specks beside a lesion are no lesions of their own.
-- Reference lesions that have their largest overlap with the same predicted lesion are taken together, then each
-  predicted lesion belongs to the group with which it overlaps most. A group is detected if the intersection over union
-  of its predicted and reference voxels exceeds a limit (0 or 0.5).
-- True positives are the reference lesions of detected groups, false negatives all others, false positives the
-  predicted lesions that belong to no detected group.
+- Lesions are face-connected components. Reference lesions that have their largest overlap with the same predicted
+  lesion become one group, then each predicted lesion joins the group with which it overlaps most.
+- A group counts as detected if its intersection over union exceeds a limit, 0 or 0.5. That union is not the group's
+  own: the scorer has already given the predicted lesions the numbers of their groups when it asks for those with the
+  number of the group's first predicted lesion, which are another group's, or none. Published numbers hold this, so that
+  it is kept here.
+- Detected are as many lesions as there are groups, less the reference lesions of the groups that do not count. False
+  positives are all other predicted lesions, false negatives all other reference lesions.
 - A prediction without any voxel of value 1 has no liver: Dice 0, and the penalty for distances.
+
+The scorer stops at a case whose reference has no lesion; here every predicted lesion of it is a false positive.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
 
-from nnunet_ext.challenges.metrics import mean_distance, root_mean_square_distance, surface_distances, union_box
+from nnunet_ext.challenges.metrics import mean_distance, root_mean_square_distance
+from nnunet_ext.challenges.surfaces import union_box, voxel_distances
 
 LIVER, LESION = 1, 2  # values in label maps
 PENALTY = 9001.0
@@ -28,46 +33,61 @@ LIMITS = (0.0, 0.5)
 SEGMENTATION = ("dice", "voe", "rvd", "assd", "rmsd", "msd")
 
 
-def lesion_groups(prediction: np.ndarray, reference: np.ndarray) -> tuple[list[dict[str, Any]], int, int]:
-    """Matches predicted and reference lesions.
+@dataclass
+class Group:
+    """Predicted and reference lesions (numbers from 1) that belong together."""
+
+    predicted: list[int]
+    referenced: list[int]
+
+
+class Lesions:
+    """The lesions of two masks.
 
     Args:
-        prediction, reference: boolean lesion masks `[X, Y, Z]`, same shape; slices lie along the last axis.
-
-    Returns:
-        The groups that hold predicted and reference lesions, each with its `iou`, the masks `predicted` and
-        `referenced`, and the numbers of lesions in them; then the numbers of all predicted and all reference lesions.
+        prediction, reference: boolean `[X, Y, Z]`, same shape.
     """
-    ours, n_ours = scipy.ndimage.label(prediction)
-    in_slice = scipy.ndimage.generate_binary_structure(3, 1)
-    in_slice[1, 1, [0, 2]] = False
-    theirs, n_theirs = scipy.ndimage.label(scipy.ndimage.binary_dilation(reference, in_slice))
-    theirs[~reference] = 0
-    pairs = np.bincount(ours.ravel() * (n_theirs + 1) + theirs.ravel(), minlength=(n_ours + 1) * (n_theirs + 1))
-    overlap = pairs.reshape(n_ours + 1, n_theirs + 1)[1:, 1:]
 
-    members: dict[int, list[int]] = {}  # best predicted lesion -> reference lesions
-    for column in np.flatnonzero(overlap.any(0)):
-        members.setdefault(int(overlap[:, column].argmax()), []).append(int(column))
-    columns = sorted(members.values())
-    owners: dict[int, list[int]] = {}  # group -> predicted lesions
-    for row in np.flatnonzero(overlap.any(1)):
-        owners.setdefault(int(np.argmax([overlap[row, group].sum() for group in columns])), []).append(int(row))
+    def __init__(self, prediction: np.ndarray, reference: np.ndarray) -> None:
+        self.ours, self.n_ours = scipy.ndimage.label(prediction)
+        self.theirs, self.n_theirs = scipy.ndimage.label(reference)
+        both = prediction & reference
+        shape = self.n_ours + 1, self.n_theirs + 1
+        pairs = np.ravel_multi_index((self.ours[both], self.theirs[both]), shape)
+        self.overlap = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+        self.sizes, self.reference_sizes = (np.bincount(labels.ravel()) for labels in (self.ours, self.theirs))
+        self.groups = self._grouped()
 
-    groups = []
-    for number, rows in sorted(owners.items()):
-        predicted = np.isin(ours, np.array(rows) + 1)
-        referenced = np.isin(theirs, np.array(columns[number]) + 1)
-        groups.append(
-            {
-                "iou": np.count_nonzero(predicted & referenced) / np.count_nonzero(predicted | referenced),
-                "predicted": predicted,
-                "referenced": referenced,
-                "n_predicted": len(rows),
-                "n_referenced": len(columns[number]),
-            }
-        )
-    return groups, n_ours, n_theirs
+    def _grouped(self) -> list[Group]:
+        """In the order of their first predicted lesions."""
+        members: dict[int, list[int]] = {}  # predicted lesion -> the reference lesions that it overlaps most
+        for column in np.flatnonzero(self.overlap.any(0)):
+            members.setdefault(int(self.overlap[:, column].argmax()), []).append(int(column))
+        columns = sorted(members.values())
+        owners: dict[int, list[int]] = {}  # number in `columns` -> predicted lesions
+        for row in np.flatnonzero(self.overlap.any(1)):
+            sums = [self.overlap[row, group].sum() for group in columns]
+            owners.setdefault(int(np.argmax(sums)), []).append(int(row))
+        return sorted((Group(rows, columns[number]) for number, rows in owners.items()), key=lambda g: g.predicted[0])
+
+    def detected(self, limit: float) -> tuple[int, list[Group]]:
+        """How many lesions the scorer calls detected, and the groups whose shapes it then compares."""
+        numbered = {group.referenced[0]: group for group in self.groups}  # the number that the scorer gives a group
+        count = len(self.groups)
+        for group in self.groups:
+            columns = group.referenced
+            other = numbered.get(group.predicted[0])
+            rows = [] if other is None else other.predicted
+            union = self.sizes[rows].sum() + self.reference_sizes[columns].sum()
+            union -= self.overlap[np.ix_(rows, columns)].sum()
+            if self.overlap[np.ix_(group.predicted, columns)].sum() / union <= limit:
+                numbered.pop(columns[0])
+                count -= len(columns)
+        return count, list(numbered.values())
+
+    def masks(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        """The predicted and the reference mask of a group."""
+        return np.isin(self.ours, group.predicted), np.isin(self.theirs, group.referenced)
 
 
 def segmentation_scores(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
@@ -82,7 +102,7 @@ def segmentation_scores(prediction: np.ndarray, reference: np.ndarray, spacing: 
     if not n_ours or not n_theirs:
         return {**dict.fromkeys(SEGMENTATION, PENALTY), "dice": 0.0, "voe": 1.0}
     both = np.count_nonzero(ours & theirs)
-    distances = surface_distances(ours, theirs, spacing, connectivity=2)
+    distances = voxel_distances(ours, theirs, spacing, connectivity=2)
     return {
         "dice": 2 * both / (n_ours + n_theirs),
         "voe": 1 - both / (n_ours + n_theirs - both),
@@ -95,27 +115,15 @@ def segmentation_scores(prediction: np.ndarray, reference: np.ndarray, spacing: 
 
 def case_measure(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> dict[str, Any]:
     """Lesion detection, detected lesions, liver and tumor burden of one case; label maps `[X, Y, Z]`."""
-    box = tuple(  # one voxel more, for the growing within the slice
-        slice(max(span.start - 1, 0), span.stop + 1) for span in union_box(prediction == LESION, reference == LESION)
-    )
-    groups, n_ours, n_theirs = lesion_groups(prediction[box] == LESION, reference[box] == LESION)
+    box = union_box(prediction == LESION, reference == LESION)
+    lesions = Lesions(prediction[box] == LESION, reference[box] == LESION)
     detection = {}
     for limit in LIMITS:
-        hits = [group for group in groups if group["iou"] > limit]
-        found = sum(group["n_referenced"] for group in hits)
-        detection[f"iou>{limit:g}"] = {
-            "tp": found,
-            "fp": n_ours - sum(group["n_predicted"] for group in hits),
-            "fn": n_theirs - found,
-        }
-    detected = []
-    for group in groups:
-        if group["iou"] > LIMITS[-1]:  # lesions that were taken together share their scores
-            scores = segmentation_scores(group["predicted"], group["referenced"], spacing)
-            detected += [scores] * group["n_referenced"]
-
-    has_liver = (prediction == LIVER).any() and (reference == LIVER).any()
-    liver = prediction >= LIVER if has_liver else np.zeros_like(prediction, bool)
+        count, groups = lesions.detected(limit)
+        detection[f"iou>{limit:g}"] = {"tp": count, "fp": lesions.n_ours - count, "fn": lesions.n_theirs - count}
+    # Of the last limit; the scorer looks at no shape where its count is not above 0.
+    detected = [segmentation_scores(*lesions.masks(group), spacing) for group in groups if count > 0]
+    liver = prediction >= LIVER if (prediction == LIVER).any() else np.zeros_like(prediction, bool)
     return {
         "structures": {"liver": segmentation_scores(liver, reference >= LIVER, spacing)},
         "detection": detection,

@@ -2,11 +2,11 @@
 
 from pathlib import PurePosixPath
 
-from nnunet_ext.challenges.facts import Challenge, Files, Metrics, Submission
+from nnunet_ext.challenges.facts import Challenge, Conventions, Files, Metrics, Submission
 from nnunet_ext.challenges.lesions import LESION, LIVER, case_measure, totals
 
 
-def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def split(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """By name: volume-0 to volume-130 are for training, test-volume-0 to test-volume-69 for the test."""
     number = int(case.rpartition("-")[2])
     if case.startswith("test-"):
@@ -44,7 +44,7 @@ LITS17 = Challenge(
     metrics=Metrics(
         structures={"liver": (LIVER, LESION), "lesion": (LESION,)},
         measures=("dice",),
-        both_empty="perfect",
+        conventions=Conventions("perfect", surface="voxels"),
         case_measure=case_measure,
         totals=totals,
         notes=(

@@ -1,9 +1,6 @@
 """Overlap and surface distances of two masks. Masks are boolean `[X, Y, Z]` (or `[X, Y]`), spacing is in mm.
 
-The surface of a mask is its set of boundary voxels: those with at least one face neighbour outside the mask, where
-outside the image counts as outside the mask. Distances are between voxel centres and exact. These are the definitions
-of MONAI's `compute_hausdorff_distance` and of its `compute_surface_dice` with `use_subvoxels=False`; they count
-boundary voxels, not areas of surface elements.
+Both definitions of a surface, and what follows from them, stand in `surfaces`.
 
 Formulas: Dice 1945; Hausdorff distance and its 95th percentile as in Huttenlocher et al., doi 10.1109/34.232073;
 normalized surface Dice (NSD) of Nikolov et al., arXiv 1809.04430; average, root mean square and maximum symmetric
@@ -18,9 +15,8 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 
 from nnunet_ext.challenges.facts import Conventions
+from nnunet_ext.challenges.surfaces import Box, Distances, element_distances, voxel_distances
 from nnunet_ext.errors import ConfigurationError
-
-Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -43,64 +39,6 @@ class Pair:
     conventions: Conventions = Conventions()
 
 
-@dataclass(frozen=True)
-class Distances:
-    """Distance (mm) of each boundary voxel of one mask to the nearest boundary voxel of the other."""
-
-    to_reference: np.ndarray
-    to_prediction: np.ndarray
-
-    @property
-    def both(self) -> np.ndarray:
-        """Both directions together."""
-        return np.concatenate([self.to_reference, self.to_prediction])
-
-
-def boundary(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
-    """Boundary voxels of a mask: 1 looks at face neighbours, 2 at face and edge neighbours."""
-    if connectivity != 1:
-        structure = scipy.ndimage.generate_binary_structure(mask.ndim, connectivity)
-        return mask & ~scipy.ndimage.binary_erosion(mask, structure)
-    inner = mask.copy()
-    for axis in range(mask.ndim):
-        below, above, first, last = ([slice(None)] * mask.ndim for _ in range(4))
-        below[axis], above[axis], first[axis], last[axis] = slice(None, -1), slice(1, None), slice(1), slice(-1, None)
-        inner[tuple(above)] &= mask[tuple(below)]
-        inner[tuple(below)] &= mask[tuple(above)]
-        inner[tuple(first)] = inner[tuple(last)] = False
-    return mask & ~inner
-
-
-def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], connectivity: int = 1
-) -> Distances:
-    """Distances between the surfaces of two masks, neither of them empty."""
-    ours, theirs = boundary(prediction, connectivity), boundary(reference, connectivity)
-    return Distances(_nearest(ours, theirs, spacing), _nearest(theirs, ours, spacing))
-
-
-def _nearest(origin: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Distance of each voxel of `origin` to the nearest of `target`, mm; those that are in both come last, with 0."""
-    apart = origin & ~target
-    distances = np.zeros(np.count_nonzero(origin))
-    here = np.argwhere(apart) * spacing
-    if len(here):
-        # A tree of the boundary's points needs no distances between them, as a transform of the whole box does.
-        distances[: len(here)] = scipy.spatial.KDTree(np.argwhere(target) * spacing).query(here)[0]
-    return distances
-
-
-def union_box(*masks: np.ndarray) -> Box:
-    """The smallest box that holds all true voxels of masks of one shape; an empty box if there are none."""
-    shape = masks[0].shape
-    spans = []
-    for axis in range(len(shape)):
-        others = tuple(k for k in range(len(shape)) if k != axis)
-        used = np.flatnonzero(np.logical_or.reduce([mask.any(axis=others) for mask in masks]))
-        spans.append(slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0))
-    return tuple(spans)
-
-
 def dice(pair: Pair) -> float:
     """2 |A and B| / (|A| + |B|)."""
     total = np.count_nonzero(pair.prediction) + np.count_nonzero(pair.reference)
@@ -121,25 +59,36 @@ def specificity(pair: Pair) -> float:
 
 
 def percentile_distance(distances: Distances, percent: float, conventions: Conventions) -> float:
-    """The Hausdorff distance at a percentile, mm; linear between ranks."""
+    """The Hausdorff distance at a percentile, mm."""
     if conventions.hausdorff == "pooled":
-        return float(np.percentile(distances.both, percent))
-    return float(max(np.percentile(d, percent) for d in (distances.to_reference, distances.to_prediction)))
+        return percentile(distances.both, distances.weights, percent)
+    ours = percentile(distances.to_reference, distances.prediction_weights, percent)
+    return max(ours, percentile(distances.to_prediction, distances.reference_weights, percent))
+
+
+def percentile(values: np.ndarray, weights: np.ndarray | None, percent: float) -> float:
+    """Linear between ranks; with weights the first value at which at least `percent` of all weight is reached."""
+    if weights is None or percent == 100:
+        return float(np.percentile(values, percent))
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    index = min(int(np.searchsorted(reached, percent / 100)), len(values) - 1)
+    return float(values[order[index]])
 
 
 def surface_dice(distances: Distances, tolerance: float) -> float:
     """NSD: share of both surfaces that lies within `tolerance` mm of the other."""
-    return float(np.count_nonzero(distances.both <= tolerance) / distances.both.size)
+    return float(np.average(distances.both <= tolerance, weights=distances.weights))
 
 
 def mean_distance(distances: Distances) -> float:
     """Average symmetric surface distance, mm."""
-    return float(distances.both.mean())
+    return float(np.average(distances.both, weights=distances.weights))
 
 
 def root_mean_square_distance(distances: Distances) -> float:
     """Root mean square symmetric surface distance, mm."""
-    return float(np.sqrt((distances.both**2).mean()))
+    return float(np.sqrt(np.average(distances.both**2, weights=distances.weights)))
 
 
 @dataclass(frozen=True)
@@ -195,7 +144,8 @@ def measure(pair: Pair, names: Sequence[str]) -> dict[str, float]:
         perfect = pair.conventions.both_empty == "perfect"
         return {name: MEASURES[name].perfect if perfect else math.nan for name in names}
     needs_surface = ours and theirs and any(MEASURES[name].surface for name in names)
-    distances = surface_distances(pair.prediction, pair.reference, pair.spacing) if needs_surface else None
+    between = element_distances if pair.conventions.surface == "elements" else voxel_distances
+    distances = between(pair.prediction, pair.reference, pair.spacing) if needs_surface else None
     values = {}
     for name in names:
         kind = MEASURES[name]
@@ -205,6 +155,8 @@ def measure(pair: Pair, names: Sequence[str]) -> dict[str, float]:
             values[name] = kind.surface(distances, pair)
         else:
             values[name] = one_empty_distance(pair) if kind.is_distance else 0.0
+    if "nsd" in values and pair.conventions.nsd_from_dice > dice(pair):
+        values["nsd"] = 0.0
     return values
 
 
@@ -243,6 +195,9 @@ def structure_scores(
     """
     if prediction.shape != reference.shape:
         raise ConfigurationError(f"Label maps of shapes {prediction.shape} and {reference.shape} cannot be compared.")
+    # The search is ten times slower against the order in memory, and files come in Fortran's.
+    if prediction.flags.f_contiguous and reference.flags.f_contiguous:
+        prediction, reference, spacing = prediction.T, reference.T, spacing[::-1]
     boxes = [scipy.ndimage.find_objects(labels) for labels in (prediction, reference)]
     nowhere = (slice(0, 0),) * prediction.ndim
     scores = {}

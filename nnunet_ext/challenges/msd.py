@@ -51,7 +51,7 @@ TASKS = (
 )
 
 
-def split(case: str, path: PurePosixPath, folders: frozenset[str]) -> str | None:
+def split(case: str, path: PurePosixPath, names: frozenset[str]) -> str | None:
     """By the name of the folder."""
     return {"imagesTr": "train", "labelsTr": "train", "imagesTs": "test"}.get(path.parent.name)
 
@@ -76,6 +76,7 @@ def _challenge(task: Task) -> Challenge:
             prediction=rf"(?P<id>{task.prefix}_\d+)",
             name="{id}",
             numeric=False,
+            left_out=tuple(f"{task.prefix}_{number}" for number in task.left_out),
             folder=f"{task.folder}/",
             upload="Upload the archive at decathlon-10.grand-challenge.org; look first whether submissions are open.",
             empty="warn" if task.may_be_empty else "error",
@@ -90,4 +91,3 @@ def _challenge(task: Task) -> Challenge:
 
 
 MSD: dict[int | None, Challenge] = {task.number: _challenge(task) for task in TASKS}
-LEFT_OUT = {task.number: frozenset(f"{task.prefix}_{number}" for number in task.left_out) for task in TASKS}

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -36,7 +38,7 @@ def each(
         ConfigurationError: a worker was killed, as systems do when memory is short.
     """
     bar = tqdm(total=len(items), desc=title, unit="case", disable=None if items else True)  # None: only in a terminal
-    with bar:
+    with bar, _termination_is_an_interrupt():
         results = map(function, items) if min(processes, len(items)) < 2 else _in_processes(function, items, processes)
         for result in results:
             bar.update()
@@ -48,7 +50,8 @@ def _in_processes(function: Callable[[Item], Result], items: Sequence[Item], pro
     executor = ProcessPoolExecutor(
         min(processes, len(items)),
         mp_context=multiprocessing.get_context("spawn"),  # forks of a process with threads can hang
-        initializer=_leave_interrupts_to_the_parent,
+        initializer=_begin_worker,
+        initargs=(os.getpid(),),
     )
     waiting: deque[Future[Result]] = deque()
     rest = iter(items)
@@ -84,5 +87,31 @@ def _interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _begin_worker(parent: int) -> None:
+    """Leaves interrupts to the parent, and ends with it, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@contextmanager
+def _termination_is_an_interrupt() -> Iterator[None]:
+    """So that what was begun is put in order, as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

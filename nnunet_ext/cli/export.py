@@ -3,21 +3,22 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
+from nnunet_ext.challenges.catalogue import get_challenge, get_tasks, has_default
 from nnunet_ext.challenges.parallel import default_processes
 from nnunet_ext.cli.arguments import add_overwrite
+from nnunet_ext.cli.challenge_arguments import add_challenge, add_task
 from nnunet_ext.errors import ConfigurationError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext export`."""
-    parser.add_argument("challenge", metavar="CHALLENGE", choices=CHALLENGES, help=", ".join(CHALLENGES))
+    add_challenge(parser)
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder written by nnUNetv2_predict")
     parser.add_argument(
         "--images", required=True, type=Path, metavar="FOLDER", help="nnU-Net's imagesTs or the challenge's download"
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="ZIP", help="the archive to write")
-    parser.add_argument("--task", type=int, metavar="N", help="amos22: 1 (CT, default) or 2 (CT and MR)")
+    add_task(parser)
     parser.add_argument("--split", choices=("val", "test"), help="which official cases (default: the challenge's)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and show the plan, write nothing")
     add_overwrite(parser)
@@ -46,31 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks, packs and prints a report."""
-    from nnunet_ext.challenges.export import Options, export, export_msd
-    from nnunet_ext.challenges.msd import LEFT_OUT, MSD
+    from nnunet_ext.challenges.export import export
+    from nnunet_ext.challenges.submission import Options
 
-    options = Options(args.split, args.missing, args.empty, args.subset, args.values, args.name, args.folder)
-    common = {"overwrite": args.overwrite, "dry_run": args.dry_run, "processes": args.np}
+    if has_default(args.challenge, args.task):
+        tasks, title = [get_challenge(args.challenge, args.task)], ""
+    else:
+        tasks, title = list(get_tasks(args.challenge).values()), args.challenge
+    one_archive = len({task.submission.folder for task in tasks}) == len(tasks)
+    if len(tasks) > 1 and not one_archive:
+        get_challenge(args.challenge)  # says which tasks there are
+    if len(tasks) > 1 and args.folder is not None:
+        raise ConfigurationError(f"{args.challenge} has a folder for each task; leave out --folder.")
+    if len(tasks) == 1 and args.fill_missing_tasks:
+        raise ConfigurationError("--fill-missing-tasks is for challenges that take several tasks in one archive.")
+    rules = (args.split, args.missing, args.empty, args.subset, args.values, args.name, args.folder)
+    options = Options(*rules, args.fill_missing_tasks, args.include_left_out)
+    how = {"overwrite": args.overwrite, "dry_run": args.dry_run, "processes": args.np, "title": title}
     try:
-        if args.challenge == "msd":
-            if args.task is not None or args.folder is not None:
-                raise ConfigurationError("msd takes one archive of all tasks; it has no --task and no --folder.")
-            left_out = [] if args.include_left_out else [name for names in LEFT_OUT.values() for name in names]
-            report = export_msd(
-                list(MSD.values()),
-                args.predictions,
-                args.images,
-                args.output,
-                options,
-                fill_missing_tasks=args.fill_missing_tasks,
-                left_out=left_out,
-                **common,
-            )
-        else:
-            if args.fill_missing_tasks or args.include_left_out:
-                raise ConfigurationError("--fill-missing-tasks and --include-left-out are for msd only.")
-            challenge = get_challenge(args.challenge, args.task)
-            report = export(challenge, args.predictions, args.images, args.output, options, **common)
+        report = export(tasks, args.predictions, args.images, args.output, options, **how)
     except KeyboardInterrupt:
         raise ConfigurationError(f"Interrupted, {args.output} was not written.") from None
     print(report)

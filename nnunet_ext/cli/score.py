@@ -2,28 +2,25 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from nnunet_ext.challenges.catalogue import CHALLENGES, get_challenge
+from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.metrics import MEASURES
 from nnunet_ext.challenges.parallel import default_processes
 from nnunet_ext.cli.arguments import add_overwrite, check_output
+from nnunet_ext.cli.challenge_arguments import add_challenge, add_task
 from nnunet_ext.errors import ConfigurationError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext score`."""
-    names = ["plain", *CHALLENGES]
-    parser.add_argument(
-        "challenge", metavar="CHALLENGE", choices=names, help=f"{', '.join(names)}; plain is any nnU-Net data set"
-    )
+    add_challenge(parser, "plain (any nnU-Net data set)")
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder with predictions")
     parser.add_argument("labels", metavar="LABELS", type=Path, help="folder with labels, or the challenge's download")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="JSON", help="scores, with a CSV beside (default: PREDICTIONS/scores.json)"
     )
     add_overwrite(parser)
-    parser.add_argument("--task", type=int, metavar="N", help="amos22: 1 (default) or 2; msd: 1 to 10")
+    add_task(parser)
     parser.add_argument(
         "--compare", type=Path, metavar="OTHER_PREDICTIONS", help="score these too and compare case by case"
     )
@@ -41,11 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-values",
         choices=("nnunet", "challenge"),
-        help="label values of LABELS (default: the challenge's in a download, else nnU-Net's)",
+        help="label values of LABELS (default: the challenge's in a download, else what the values tell)",
     )
     measures = parser.add_argument_group("measures and conventions (default: the challenge's; all stand in the JSON)")
     measures.add_argument("--measures", nargs="+", metavar="NAME", help=", ".join(MEASURES))
-    measures.add_argument("--tolerance", type=float, metavar="MM", help="of the NSD")
+    measures.add_argument("--tolerance", nargs="+", metavar="MM", help="of the NSD; for one structure: liver=5")
+    measures.add_argument(
+        "--surface",
+        choices=("elements", "voxels"),
+        help="distances between surface elements weighted with their areas, or between boundary voxels",
+    )
     measures.add_argument("--both-empty", choices=("nan", "perfect"), help="structure in neither mask")
     measures.add_argument(
         "--one-empty-distance",
@@ -71,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from nnunet_ext.challenges.facts import counted
-    from nnunet_ext.challenges.score import plain_scoring, score_folder, scoring_of, table, write_scores
-    from nnunet_ext.challenges.volumes import nifti_files
+    from nnunet_ext.challenges.results import table, write_scores
+    from nnunet_ext.challenges.score import score_folder
+    from nnunet_ext.challenges.scoring import plain_scoring, scoring_of
 
     for folder in (args.predictions, args.labels, *([args.compare] if args.compare else [])):
         if not folder.is_dir():
@@ -84,14 +87,14 @@ def _run(args: argparse.Namespace) -> None:
         scoring = plain_scoring(args.predictions, args.labels, args.dataset_json, args.np)
     else:
         challenge = get_challenge(args.challenge, args.task)
-        label_values: Any = args.label_values or ("nnunet" if nifti_files(args.labels) else "challenge")
-        scoring = scoring_of(challenge, args.values, label_values)
+        scoring = scoring_of(challenge, args.labels, args.values, args.label_values)
     scoring = scoring.changed(
         measures=None if args.measures is None else tuple(args.measures),
         tolerance=args.tolerance,
         both_empty=args.both_empty,
         one_empty_distance=args.one_empty_distance,
         hausdorff=args.hausdorff,
+        surface=args.surface,
     )
     output = args.output or args.predictions / "scores.json"
     if output.suffix != ".json":
@@ -100,8 +103,9 @@ def _run(args: argparse.Namespace) -> None:
     common = {"challenge": challenge, "missing": args.missing, "processes": args.np}
     result = score_folder(scoring, args.predictions, args.labels, **common)
     other = score_folder(scoring, args.compare, args.labels, **common) if args.compare else None
+    print(f"{scoring.title}: {counted(len(result['cases']), 'case')}\n{table(result)}")
     csv_path = write_scores(result, output)
-    print(f"{scoring.title}: {counted(len(result['cases']), 'case')}\n{table(result)}\n{output}\n{csv_path}")
+    print(f"{output}\n{csv_path}")
     if other is not None:
         _compare(args, result, other, output)
 
@@ -109,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace, result: dict, other: dict, output: Path) -> None:
     from nnunet_ext.challenges.compare import compare, comparison_json, comparison_table
     from nnunet_ext.challenges.comparison_figure import draw_comparison
-    from nnunet_ext.challenges.score import to_json
+    from nnunet_ext.challenges.results import to_json
     from nnunet_ext.files import write_json
 
     first, second = str(args.predictions), str(args.compare)

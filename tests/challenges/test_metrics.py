@@ -1,6 +1,5 @@
 """Measures against numbers worked out by hand, against MONAI, and against slow versions from the formulas."""
 
-import itertools
 import math
 
 import numpy as np
@@ -10,16 +9,17 @@ from scipy import ndimage
 from nnunet_ext.challenges import lesions
 from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.facts import Conventions
-from nnunet_ext.challenges.metrics import MEASURES, Pair, boundary, measure, structure_scores, union_box
+from nnunet_ext.challenges.metrics import MEASURES, Pair, measure, structure_scores
+from nnunet_ext.challenges.surfaces import boundary, cells, element_areas, union_box
 from nnunet_ext.errors import ConfigurationError
 
 ALL = tuple(MEASURES)
 SPACING = (1.0, 2.0, 4.0)
 
 
-def pair(a, b, spacing=SPACING, tolerance=1.0, **conventions):
+def pair(a, b, spacing=SPACING, tolerance=1.0, surface="voxels", **conventions):
     box = union_box(a, b)
-    return Pair(a[box], b[box], spacing, a.shape, tolerance, Conventions(**conventions))
+    return Pair(a[box], b[box], spacing, a.shape, tolerance, Conventions(surface=surface, **conventions))
 
 
 def cube(shape, *slices):
@@ -84,6 +84,49 @@ class TestByHand:
         assert boundary(mask, connectivity=2)[1, 1, 2]
 
 
+class TestElements:
+    def test_one_voxel_is_an_octahedron(self):
+        """Eight cells have one corner of it, each with a triangle through the middles of three edges."""
+        mask, spacing = np.ones((1, 1, 1), bool), (1.0, 2.0, 4.0)
+        corner = np.array([0.5, 1.0, 2.0])  # half edges
+        area = np.linalg.norm(np.cross(corner * [-1, 1, 0], corner * [-1, 0, 1])) / 2
+        assert element_areas(spacing)[cells(mask)].sum() == pytest.approx(8 * area)
+
+    def test_a_plane_has_its_area(self):
+        mask = np.ones((9, 7, 2), bool)
+        codes = cells(mask)[2:-2, 2:-2]  # away from the edges
+        assert element_areas((1.0, 2.0, 4.0))[codes].sum() == pytest.approx(2 * codes.shape[0] * codes.shape[1] * 1 * 2)
+
+    def test_a_line_in_2d_has_its_length(self):
+        codes = cells(np.ones((9, 2), bool))[2:-2]
+        assert element_areas((3.0, 0.5))[codes].sum() == pytest.approx(2 * codes.shape[0] * 3)
+
+    def test_a_mask_and_its_complement_have_one_surface(self):
+        areas = element_areas((0.7, 1.1, 5.0))
+        assert areas == pytest.approx(areas[::-1]) and (areas[1:-1] > 0).all() and areas[0] == areas[255] == 0
+
+    def test_a_shifted_slab(self):
+        """Two faces of equal area, each two cells from the other's: HD95 of a slab against one that is thicker."""
+        a, b = cube((80, 80, 12), (0, 80), (0, 80), (3, 6)), cube((80, 80, 12), (0, 80), (0, 80), (3, 8))
+        values = measure(pair(a, b, (1.0, 1.0, 2.0), tolerance=1.0, surface="elements"), ("hd95", "hausdorff", "nsd"))
+        assert values["hd95"] == values["hausdorff"] == 4
+        assert 0.5 < values["nsd"] < 0.58  # one of two faces, and the most of the rims
+
+    def test_noise_takes_the_transform_and_gives_the_same(self, monkeypatch):
+        from nnunet_ext.challenges import surfaces
+
+        rng = np.random.default_rng(0)
+        a, b = (rng.random((12, 13, 9)) > 0.5 for _ in range(2))
+        expected = measure(pair(a, b, surface="elements"), ALL)
+        monkeypatch.setattr(surfaces, "DENSE", 2)
+        assert measure(pair(a, b, surface="elements"), ALL) == pytest.approx(expected)
+
+    def test_nsd_is_none_below_a_dice(self):
+        a, b = cube((9, 9, 9), (0, 4)), cube((9, 9, 9), (3, 7))
+        for limit, nsd in ((0.2, 1.0), (0.3, 0.0)):  # Dice is 0.25
+            assert measure(pair(a, b, tolerance=50.0, nsd_from_dice=limit), ["nsd"]) == {"nsd": nsd}
+
+
 class TestEmptyMasks:
     empty, full = np.zeros((3, 4, 12), bool), np.ones((3, 4, 12), bool)
 
@@ -109,11 +152,15 @@ class TestEmptyMasks:
     def test_the_rules_of_brats(self):
         """Both empty: Dice 1, HD95 0; one empty: Dice 0, HD95 373.1287 for the size of BraTS images."""
         metrics = get_challenge("brats2020").metrics
-        conventions = Conventions(metrics.both_empty, metrics.one_empty_distance)
 
         def scores(prediction, reference):
             return structure_scores(
-                prediction, reference, (1.0, 1.0, 1.0), metrics.structures, metrics.measures, conventions=conventions
+                prediction,
+                reference,
+                (1.0, 1.0, 1.0),
+                metrics.structures,
+                metrics.measures,
+                conventions=metrics.conventions,
             )
 
         edema, nothing = np.zeros((240, 240, 155), np.uint8), np.zeros((240, 240, 155), np.uint8)
@@ -163,6 +210,11 @@ def test_dice_hd95_and_nsd_are_monais_on_200_random_masks(monkeypatch):
             "hd95": metrics.compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=spacing),
             "nsd": metrics.compute_surface_dice(a, b, [tolerance], include_background=True, spacing=spacing),
         }
+        elements = measure(pair(prediction, reference, spacing, tolerance, surface="elements"), ("nsd",))
+        ours["nsd of elements"] = elements["nsd"]
+        theirs["nsd of elements"] = metrics.compute_surface_dice(
+            a, b, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
+        )
         if not prediction.any() and not reference.any():
             theirs["dice"] = torch.full((1, 1), math.nan)  # MONAI counts this as 1 here, we leave it out
         if prediction.any() != reference.any():
@@ -213,13 +265,16 @@ def test_structures_are_scored_as_if_they_were_alone():
     rng = np.random.default_rng(0)
     ours, theirs = (rng.integers(0, 4, (12, 13, 14)).astype(np.uint8) for _ in range(2))
     structures = {"one": (1,), "two or three": (2, 3), "absent": (9,)}
-    scores = structure_scores(
-        ours, theirs, SPACING, structures, ALL, tolerance={"one": 1, "two or three": 2, "absent": 1}
+    limits = {"one": 1, "two or three": 2, "absent": 1}
+    scores = structure_scores(ours, theirs, SPACING, structures, ALL, tolerance=limits)
+    turned = structure_scores(  # in memory as files come
+        *map(np.asfortranarray, (ours, theirs)), SPACING, structures, ALL, tolerance=limits
     )
     for name, values in structures.items():
         masks = (np.isin(labels, values) for labels in (ours, theirs))
         alone = measure(Pair(*masks, SPACING, ours.shape, 2.0 if name == "two or three" else 1.0), ALL)
         assert scores[name] == pytest.approx(alone, nan_ok=True)
+        assert turned[name] == pytest.approx(alone, nan_ok=True)
 
 
 def test_label_maps_of_different_shapes_are_refused():
@@ -245,7 +300,6 @@ def test_the_kits_score_is_the_mean_over_cases_of_the_average_of_both_dices():
 
 def scores_of(challenge, prediction, reference, spacing=(1.0, 1.0, 1.0)):
     metrics = challenge.metrics
-    conventions = Conventions(metrics.both_empty, metrics.one_empty_distance)
     return structure_scores(
         prediction,
         reference,
@@ -253,69 +307,11 @@ def scores_of(challenge, prediction, reference, spacing=(1.0, 1.0, 1.0)):
         metrics.structures,
         metrics.measures,
         tolerance=metrics.tolerance,
-        conventions=conventions,
+        conventions=metrics.conventions,
     )
 
 
 # LiTS17
-
-
-def components(mask):
-    """Face-connected components by flood fill, as sets of voxels, in the order of their first voxel."""
-    left, found = set(map(tuple, np.argwhere(mask))), []
-    for start in sorted(left):
-        if start not in left:
-            continue
-        component, border = {start}, [start]
-        left.discard(start)
-        while border:
-            voxel = border.pop()
-            for axis, step in itertools.product(range(3), (-1, 1)):
-                other = tuple(v + step * (k == axis) for k, v in enumerate(voxel))
-                if other in left:
-                    left.discard(other)
-                    component.add(other)
-                    border.append(other)
-        found.append(component)
-    return found
-
-
-def grown_in_slices(mask):
-    """The mask and all voxels beside it within its slices (the last axis counts slices)."""
-    grown = mask.copy()
-    for x, y, z in np.argwhere(mask):
-        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            if 0 <= x + dx < mask.shape[0] and 0 <= y + dy < mask.shape[1]:
-                grown[x + dx, y + dy, z] = True
-    return grown
-
-
-def slow_detection(prediction, reference, limit):
-    """True positives, false positives and false negatives, and the detected groups, by sets of voxels."""
-    ours = components(prediction)
-    truth = set(map(tuple, np.argwhere(reference)))
-    theirs = [component & truth for component in components(grown_in_slices(reference))]
-    groups = {}
-    for number, lesion in enumerate(theirs):
-        overlaps = [len(lesion & other) for other in ours]
-        if overlaps and max(overlaps):
-            groups.setdefault(overlaps.index(max(overlaps)), []).append(number)
-    groups = sorted(groups.values())
-    unions = [set().union(*(theirs[number] for number in group)) for group in groups]
-    belongs = {}
-    for number, lesion in enumerate(ours):
-        overlaps = [len(lesion & union) for union in unions]
-        if overlaps and max(overlaps):
-            belongs.setdefault(overlaps.index(max(overlaps)), []).append(number)
-    tp = used = 0
-    detected = []
-    for number, members in belongs.items():
-        predicted = set().union(*(ours[member] for member in members))
-        if len(predicted & unions[number]) / len(predicted | unions[number]) > limit:
-            tp += len(groups[number])
-            used += len(members)
-            detected.append((predicted, unions[number], len(groups[number])))
-    return {"tp": tp, "fp": len(ours) - used, "fn": len(theirs) - tp}, detected
 
 
 def random_lesions(rng, shape=(14, 13, 9)):
@@ -331,19 +327,6 @@ def random_lesions(rng, shape=(14, 13, 9)):
     return maps
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_lesion_detection_is_that_of_the_slow_version(seed):
-    rng = np.random.default_rng(seed)
-    prediction, reference = random_lesions(rng)
-    result = lesions.case_measure(prediction, reference, SPACING)
-    for limit in (0.0, 0.5):
-        counts, detected = slow_detection(prediction == 2, reference == 2, limit)
-        assert result["detection"][f"iou>{limit:g}"] == counts
-    assert len(result["detected_lesions"]) == sum(size for _, _, size in detected)
-    dices = sorted(2 * len(p & r) / (len(p) + len(r)) for p, r, size in detected for _ in range(size))
-    assert sorted(lesion["dice"] for lesion in result["detected_lesions"]) == pytest.approx(dices)
-
-
 def test_merged_split_and_missed_lesions_by_hand():
     """Along one row: two lesions under one prediction, one under two, one missed, one prediction of nothing."""
     reference, prediction = np.zeros((40, 3, 3), np.uint8), np.zeros((40, 3, 3), np.uint8)
@@ -352,20 +335,31 @@ def test_merged_split_and_missed_lesions_by_hand():
     for start, stop in ((0, 11), (14, 17), (19, 22), (35, 38)):
         prediction[start:stop, 1, 1] = 2
     result = lesions.case_measure(prediction, reference, (1.0, 1.0, 1.0))
-    # The two under one prediction overlap 8 of 11 voxels, the one under two predictions 6 of 8: both above a half.
-    assert result["detection"]["iou>0.5"] == {"tp": 3, "fp": 1, "fn": 1}
-    assert sorted(lesion["dice"] for lesion in result["detected_lesions"]) == pytest.approx([16 / 19, 16 / 19, 12 / 14])
+    # The groups: reference lesions 1 and 2 with prediction 1, and 3 with predictions 2 and 3. Both overlap by more than
+    # a half, so that two of the four predicted and of the four reference lesions count as found.
+    assert result["detection"]["iou>0.5"] == {"tp": 2, "fp": 2, "fn": 2}
+    assert sorted(lesion["dice"] for lesion in result["detected_lesions"]) == pytest.approx([16 / 19, 12 / 14])
 
 
-def test_specks_beside_a_lesion_within_its_slice_belong_to_it():
-    reference = np.zeros((9, 5, 3), np.uint8)
-    reference[[1, 2, 3, 5], 2, 1] = 2  # one voxel apart: grown by one, they touch
-    assert lesions.case_measure(reference, reference, (1.0,) * 3)["detection"]["iou>0"] == {"tp": 1, "fp": 0, "fn": 0}
-    without = np.where(np.arange(9)[:, None, None] == 5, 0, reference).astype(np.uint8)
-    assert lesions.case_measure(without, reference, (1.0,) * 3)["detection"]["iou>0.5"] == {"tp": 1, "fp": 0, "fn": 0}
-    across = np.zeros((5, 5, 5), np.uint8)
-    across[2, 2, [0, 2]] = 2  # in other slices nothing is grown
-    assert lesions.case_measure(across, across, (1.0,) * 3)["detection"]["iou>0"] == {"tp": 2, "fp": 0, "fn": 0}
+def test_the_union_that_the_scorer_takes():
+    """Two pairs that overlap by 2 of 6 voxels: IoU a third. The number of the second group's first prediction is 2.
+
+    The first prediction of the first group has the group's own number, so that its union is right and it is dropped.
+    The prediction of the second has the number 3, which no group has: its union is the reference alone, half of which
+    is found: not more than a half. With one voxel more it counts, at an IoU of 3/6.
+    """
+    reference, prediction = np.zeros((40, 3, 3), np.uint8), np.zeros((40, 3, 3), np.uint8)
+    reference[0:4, 1, 1] = reference[10:14, 1, 1] = 2
+    prediction[2:6, 1, 1] = prediction[7:8, 1, 1] = prediction[12:16, 1, 1] = 2
+    assert lesions.case_measure(prediction, reference, (1.0,) * 3)["detection"]["iou>0.5"]["tp"] == 0
+    prediction[11, 1, 1] = 2
+    assert lesions.case_measure(prediction, reference, (1.0,) * 3)["detection"]["iou>0.5"]["tp"] == 1
+
+
+def test_lesions_touch_by_faces_only():
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels[1, 1, 1] = labels[2, 2, 1] = labels[4, 4, 4] = labels[5, 4, 4] = 2
+    assert lesions.case_measure(labels, labels, (1.0,) * 3)["detection"]["iou>0"] == {"tp": 3, "fp": 0, "fn": 0}
 
 
 def test_segmentation_scores_by_hand():
@@ -419,8 +413,10 @@ def test_the_totals_of_lits_are_those_of_the_formulas():
         total = sum((p >= low).sum() + (r >= low).sum() for p, r in pairs)
         assert totals[f"{name}_dice_global"] == pytest.approx(2 * both / total)
     for limit in (0.0, 0.5):
-        counts = [slow_detection(p == 2, r == 2, limit)[0] for p, r in pairs]
+        counts = [case["detection"][f"iou>{limit:g}"] for case in cases]
         tp, fp, fn = (sum(count[key] for count in counts) for key in ("tp", "fp", "fn"))
+        assert tp + fp == sum(ndimage.label(p == 2)[1] for p, _ in pairs)
+        assert tp + fn == sum(ndimage.label(r == 2)[1] for _, r in pairs)
         assert totals[f"lesion_precision_iou>{limit:g}"] == pytest.approx(tp / (tp + fp))
         assert totals[f"lesion_recall_iou>{limit:g}"] == pytest.approx(tp / (tp + fn))
     burdens = [((r == 2).sum() / (r >= 1).sum()) - ((p == 2).sum() / (p >= 1).sum()) for p, r in pairs]
