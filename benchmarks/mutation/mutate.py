@@ -33,7 +33,7 @@ TESTS = {
     "nnunet_ext/costs": ["tests/costs", "tests/cli"],
     "nnunet_ext/weights": ["tests/weights", "tests/report/test_training_log.py", "tests/med_danet/test_trainer.py"],
     "nnunet_ext/prediction": ["tests/med_danet/test_prediction.py"],
-    "nnunet_ext/report": ["tests/report"],
+    "nnunet_ext/report": ["tests/report", "tests/cli"],
     "nnunet_ext/cli": ["tests/cli", "tests/discovery/test_checks.py", "tests/planning"],
     **{f"nnunet_ext/cli/{name}.py": ["tests/challenges"] for name in ("convert", "export", "score")},
     "nnunet_ext/e2enet": ["tests/e2enet"],
@@ -42,7 +42,7 @@ TESTS = {
     "nnunet_ext/med_tuning": ["tests/med_tuning"],
     "nnunet_ext/challenges": ["tests/challenges"],
     "trainers/checks.py": ["tests/trainers"],
-    "trainers/resumable.py": ["tests/med_danet/test_trainer.py"],
+    "trainers/resumable.py": ["tests/trainers", "tests/med_danet/test_trainer.py"],
 }
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
            ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}  # fmt: skip

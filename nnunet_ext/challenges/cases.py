@@ -162,7 +162,7 @@ def write_case(item: tuple[Job, Path]) -> dict[str, Any]:
         `state` of the files that it was made of, for the list of what was converted.
     """
     job, work = item
-    states = {path.name: state(path) for path in job.sources}
+    states = {_short(path): state(path) for path in job.sources}
     affine = _repaired(job)
     temporary = [work / f"{path.parent.name}.{path.name}" for path in job.targets]
     images = temporary[: len(job.image_targets)]
@@ -183,6 +183,11 @@ def write_case(item: tuple[Job, Path]) -> dict[str, Any]:
     return states
 
 
+def _short(path: Path) -> str:
+    """A file's name that is the same wherever the download lies."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def state(path: Path) -> dict[str, Any]:
     """Size, time of the last change and SHA-256 of a file."""
     facts = path.stat()
@@ -201,10 +206,10 @@ def _digest(file: Any) -> Any:
 
 def has_changed(paths: Sequence[Path], known: dict[str, Any]) -> bool:
     """Whether files are others than those of whom `state` is known; only what looks new is read."""
-    if {path.name for path in paths} != set(known):
+    if {_short(path) for path in paths} != set(known):
         return True
     for path in paths:
-        facts, before = path.stat(), known[path.name]
+        facts, before = path.stat(), known[_short(path)]
         if (facts.st_size, facts.st_mtime_ns) == (before["size"], before["changed"]):
             continue
         if facts.st_size != before["size"] or state(path)["sha256"] != before["sha256"]:

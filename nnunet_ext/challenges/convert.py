@@ -7,7 +7,7 @@ it again goes on where it stopped, and makes those cases anew whose files in the
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nnunet_ext.challenges.raw_dataset import (
     created_folders,
     dataset_facts,
     dataset_folder,
+    is_described,
     official_splits,
     refuse_foreign_files,
     refuse_other_descriptions,
@@ -91,12 +92,13 @@ def convert(challenge: Challenge, source: Path, options: Options = Options(), *,
     problems = [problem for result in checked for problem in result.problems]
     if problems:
         raise listed(problems, f"{{count}} in {source}, nothing was converted:")
-    with created_folders(folder, jobs), _faults_told(jobs, todo), work_folder(folder) as work:
-        if todo:
-            _write_cases(challenge, folder, todo, known, work, processes)
-        write_dataset_json(challenge, jobs, facts, work)
-        if splits is not None:
-            write_splits(folder, splits)
+    if todo or splits is not None or not is_described(folder, facts):
+        with created_folders(folder, jobs), _faults_told(jobs), work_folder(folder) as work:
+            if todo:
+                _write_cases(challenge, folder, todo, known, work, processes)
+            write_dataset_json(challenge, jobs, facts, work)
+            if splits is not None:
+                write_splits(folder, splits)
     notes = found.notes + [note for result in checked for note in result.notes]
     if again:
         notes.insert(0, f"converted again, because their files in the download have changed: {', '.join(again)}")
@@ -140,21 +142,20 @@ def _write_cases(
 ) -> None:
     """Writes cases; what is done is listed whatever happens then."""
     written = dict(known)
-    for job in todo:
-        written.pop(job.case.identifier, None)  # its old files may be replaced from now on
-    if written != known:
-        write_manifest(folder, challenge, written)
     try:
         results = each(write_case, [(job, work) for job in todo], processes=processes, title="Converting")
         for job, states in zip(todo, results, strict=True):
             written[job.case.identifier] = states
-    finally:
-        if any(job.case.identifier in written for job in todo):
-            write_manifest(folder, challenge, written)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            if written != known:
+                write_manifest(folder, challenge, written)
+        raise
+    write_manifest(folder, challenge, written)
 
 
 @contextmanager
-def _faults_told(jobs: Sequence[Job], todo: Sequence[Job]) -> Iterator[None]:
+def _faults_told(jobs: Sequence[Job]) -> Iterator[None]:
     """When writing stops early, says what is there and removes what a worker was stopped in the middle of."""
     before = {path for job in jobs for path in job.targets if path.exists()}
     try:

@@ -71,7 +71,7 @@ def refuse_foreign_files(folder: Path, jobs: Sequence[Job]) -> None:
 
 
 def converted_cases(folder: Path) -> dict[str, Any]:
-    """By case, `cases.state` of the files that it was made of; cases that are not listed are made anew."""
+    """By case, `cases.state` of the files that it was made of; a conversion that was killed has listed nothing."""
     path = folder / MANIFEST
     if not path.is_file():
         return {}
@@ -91,12 +91,18 @@ def changed_cases(jobs: Sequence[Job], known: dict[str, Any]) -> tuple[list[Job]
     todo, again = [], []
     for job in jobs:
         name = job.case.identifier
-        if not job.is_complete or name not in known:
+        if not job.is_complete:
             todo.append(job)
-        elif has_changed(job.sources, known[name]):
+        elif has_changed(job.sources, known[name]) if name in known else _is_older(job):
             todo.append(job)
             again.append(name)
     return todo, again
+
+
+def _is_older(job: Job) -> bool:
+    """Whether a case that is not listed was made before its files in the download changed last."""
+    made = min(path.stat().st_mtime_ns for path in job.targets)
+    return any(path.stat().st_mtime_ns > made for path in job.sources)
 
 
 @contextmanager
@@ -205,15 +211,20 @@ def refuse_other_descriptions(folder: Path, facts: dict[str, Any], splits: list 
             raise ConfigurationError(f"{path} exists already with other splits. Move it away.")
 
 
+def is_described(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether dataset.json is there and counts the cases right."""
+    path = folder / "dataset.json"
+    return path.is_file() and read_json(path).get("numTraining") == facts["numTraining"]
+
+
 def write_dataset_json(challenge: Challenge, jobs: Sequence[Job], facts: dict[str, Any], work: Path) -> None:
     """Writes dataset.json with nnU-Net's own function; one that is there gets the new number of training cases."""
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
     target = work.parent / "dataset.json"
     if target.is_file():
-        there = read_json(target)
-        if there["numTraining"] != facts["numTraining"]:
-            write_json(target, {**there, "numTraining": facts["numTraining"]})
+        if not is_described(work.parent, facts):
+            write_json(target, {**read_json(target), "numTraining": facts["numTraining"]})
         return
     reader = challenge.reader
     if reader is None and not all(is_orthonormal(read_header(job.image_targets[0]).affine) for job in jobs):

@@ -203,12 +203,12 @@ class Demo:
         prediction, _ = read_volume(self.predictions / f"{case}{ending}")
         organs = organs_of(dataset_json)
         overlay_figure(
+            self.work / "demo.png",
             image,
             as_predicted(truth, organs),
             prediction,
-            spacing,
-            {organ.value: organ.name for organ in organs},
-            self.work / "demo.png",
+            spacing=spacing,
+            label_names={organ.value: organ.name for organ in organs},
             title=f"{self.method.title}, {case}",
             scores={o.value: scores[o.name][case] for o in organs if math.isfinite(scores[o.name][case])},
         )

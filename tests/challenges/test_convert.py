@@ -11,9 +11,10 @@ import pytest
 from challenges import downloads
 
 from nnunet_ext.challenges.catalogue import get_challenge
-from nnunet_ext.challenges.convert import WORK_FOLDER, convert, convert_msd
+from nnunet_ext.challenges.convert import Options, convert
+from nnunet_ext.challenges.discover import present
 from nnunet_ext.challenges.msd import MSD
-from nnunet_ext.cli.convert import task_folders
+from nnunet_ext.challenges.raw_dataset import MANIFEST, WORK_FOLDER
 from nnunet_ext.errors import ConfigurationError
 
 TINY = (8, 8, 4)
@@ -78,7 +79,7 @@ def test_nnunet_accepts_what_becomes_of_a_download(
 ):
     download = getattr(downloads, name)(tmp_path / "download", shape=TINY)
     before = snapshot(tmp_path / "download")
-    summary = convert(get_challenge(name, task), tmp_path / "download", regions=regions)
+    summary = convert(get_challenge(name, task), tmp_path / "download", Options(regions=regions))
     assert snapshot(tmp_path / "download") == before
     dataset = raw / folder
     nnunet_accepts(dataset, monkeypatch)
@@ -117,9 +118,9 @@ def test_images_are_the_files_of_the_download_compressed_or_not(tmp_path, raw):
 def test_converting_again_changes_nothing(tmp_path, raw):
     downloads.brats2020(tmp_path / "download", shape=TINY)
     challenge = get_challenge("brats2020")
-    convert(challenge, tmp_path / "download", regions=True)
+    convert(challenge, tmp_path / "download", Options(regions=True))
     before = snapshot(raw)
-    summary = convert(challenge, tmp_path / "download", regions=True)
+    summary = convert(challenge, tmp_path / "download", Options(regions=True))
     assert snapshot(raw) == before
     assert "0 cases converted now, 5 were there already" in summary
 
@@ -144,8 +145,8 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path, raw):
 
 def test_several_processes_do_the_same(tmp_path, raw):
     downloads.btcv(tmp_path / "download", shape=TINY)
-    convert(get_challenge("btcv"), tmp_path / "download", dataset_id=1, name="One")
-    convert(get_challenge("btcv"), tmp_path / "download", dataset_id=2, name="Two", processes=2)
+    convert(get_challenge("btcv"), tmp_path / "download", Options(dataset_id=1, name="One"))
+    convert(get_challenge("btcv"), tmp_path / "download", Options(dataset_id=2, name="Two"), processes=2)
     one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*.*")} for d in sorted(raw.iterdir()))
     assert one == two
 
@@ -157,7 +158,7 @@ def test_validation_cases_are_held_out_or_become_a_fold(tmp_path, raw):
     held_out = raw / "Dataset218_AMOS2022_task1"
     assert sorted(p.name for p in (held_out / "labelsTs").iterdir()) == ["amos_0200.nii.gz", "amos_0201.nii.gz"]
     assert [p.name for p in (held_out / "imagesTest").iterdir()] == ["amos_0300_0000.nii.gz"]
-    convert(challenge, tmp_path / "download", dataset_id=5, merge_validation=True)
+    convert(challenge, tmp_path / "download", Options(dataset_id=5, merge_validation=True))
     merged = raw / "Dataset005_AMOS2022_task1"
     splits = [{"train": ["amos_0001", "amos_0002", "amos_0003"], "val": ["amos_0200", "amos_0201"]}]
     assert json.loads((merged / "splits_final.json").read_text()) == splits
@@ -173,18 +174,18 @@ def test_the_download_of_the_challenges_own_days_is_known(tmp_path, raw):
     dataset = raw / "Dataset218_AMOS2022_task1"
     assert [p.name for p in sorted((dataset / "imagesTs").iterdir())] == [f"amos_020{k}_0000.nii.gz" for k in range(2)]
     with pytest.raises(ConfigurationError, match="needs labels of the validation cases, and 2 of 2 have none"):
-        convert(get_challenge("amos22", 1), tmp_path / "download", dataset_id=6, merge_validation=True)
+        convert(get_challenge("amos22", 1), tmp_path / "download", Options(dataset_id=6, merge_validation=True))
 
 
 def test_a_sheared_image_gets_a_reader_that_can_read_it(tmp_path, raw):
     """AMOS22 always has it; elsewhere only where it is needed."""
     download = downloads.btcv(tmp_path / "download", shape=TINY)
-    convert(get_challenge("btcv"), tmp_path / "download", dataset_id=1)
+    convert(get_challenge("btcv"), tmp_path / "download", Options(dataset_id=1))
     assert "overwrite_image_reader_writer" not in json.loads((raw / "Dataset001_BTCV/dataset.json").read_text())
     labels, affine = download.truth("img0061")
     path = next((tmp_path / "download").rglob("img0061.nii.gz"))
     downloads.save(path, labels.astype(np.int16), affine @ downloads.SHEAR, sform_only=True)
-    convert(get_challenge("btcv"), tmp_path / "download", dataset_id=2)
+    convert(get_challenge("btcv"), tmp_path / "download", Options(dataset_id=2))
     description = json.loads((raw / "Dataset002_BTCV/dataset.json").read_text())
     assert description["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
 
@@ -229,9 +230,9 @@ def test_a_data_set_with_another_description_is_refused(tmp_path, raw):
     convert(get_challenge("kits19"), tmp_path / "download")
     before = snapshot(raw)
     with pytest.raises(ConfigurationError, match="dataset.json exists already with labels"):
-        convert(get_challenge("kits19"), tmp_path / "download", regions=True)
+        convert(get_challenge("kits19"), tmp_path / "download", Options(regions=True))
     with pytest.raises(ConfigurationError, match="Data set number 64 is taken by .*Dataset064_KiTS19"):
-        convert(get_challenge("kits19"), tmp_path / "download", name="Other")
+        convert(get_challenge("kits19"), tmp_path / "download", Options(name="Other"))
     assert snapshot(raw) == before
 
 
@@ -246,42 +247,279 @@ def test_a_number_that_is_taken_elsewhere_is_refused(tmp_path, raw, variable):
 
 def test_regions_are_refused_where_there_are_none(tmp_path, raw):
     downloads.btcv(tmp_path / "download", shape=TINY)
-    with pytest.raises(ConfigurationError, match="BTCV abdomen has no nested regions"):
-        convert(get_challenge("btcv"), tmp_path / "download", regions=True)
+    with pytest.raises(ConfigurationError, match="BTCV abdomen has no regions"):
+        convert(get_challenge("btcv"), tmp_path / "download", Options(regions=True))
 
 
-def test_the_decathlon_goes_through_nnunets_own_converter(tmp_path, raw, monkeypatch):
-    """Two channels in one 4D file, and label maps of floating point numbers."""
+def test_the_decathlon_goes_the_same_way(tmp_path, raw, monkeypatch):
+    """Two channels in one 4D file, label maps of floating point numbers, folders in folders and behind links."""
     sources = {}
     for number, folder in ((5, "Task05_Prostate"), (10, "Task10_Colon")):
-        sources[number] = downloads.msd_task(tmp_path / "download", folder, test=1, shape=TINY)
-    assert [number for number, _ in task_folders(tmp_path / "download", None)] == [5, 10]
-    number, folder = task_folders(tmp_path / "download", 5)[0]
-    convert_msd(MSD[number], folder)
-    dataset = raw / "Dataset005_Prostate"
-    nnunet_accepts(dataset, monkeypatch)
+        sources[number] = downloads.msd_task(tmp_path / "download" / "msd", folder, test=1, shape=TINY)
+    (tmp_path / "download" / "msd" / "Task10_Colon").rename(tmp_path / "elsewhere")
+    (tmp_path / "download" / "Task10_Colon").symlink_to(tmp_path / "elsewhere")
+    assert present(list(MSD.values()), tmp_path / "download") == [MSD[5], MSD[10]]
+    convert(MSD[5], tmp_path / "download")
+    summary = convert(MSD[10], tmp_path / "download", Options(dataset_id=77, name="Bowel"))
+    assert "colon_001: labels were floating point numbers, all of them whole" in summary
+    for number, dataset in ((5, raw / "Dataset005_Prostate"), (10, raw / "Dataset077_Bowel")):
+        nnunet_accepts(dataset, monkeypatch)
+        for case, (labels, affine) in sources[number].cases["train"].items():
+            label = nibabel.load(dataset / "labelsTr" / f"{case}.nii.gz")
+            assert np.array_equal(np.asarray(label.dataobj), labels)
+            np.testing.assert_allclose(label.affine, affine, rtol=1e-6, atol=1e-6)
     names = [f"prostate_{n:03d}_000{c}.nii.gz" for n in (1, 4) for c in (0, 1)]
-    assert sorted(p.name for p in (dataset / "imagesTr").iterdir()) == names
-    for case, (labels, _) in sources[5].cases["train"].items():
-        assert np.array_equal(voxels(dataset / "labelsTr" / f"{case}.nii.gz"), labels)
+    images = raw / "Dataset005_Prostate" / "imagesTr"
+    assert sorted(p.name for p in images.iterdir()) == names
+    source = voxels(next((tmp_path / "download").rglob("imagesTr/prostate_001.nii.gz")))
+    for channel in (0, 1):
+        assert np.array_equal(voxels(images / names[channel]), source[..., channel])
     before = snapshot(raw)
-    assert "0 cases converted now" in convert_msd(MSD[5], folder)
+    assert "0 cases converted now" in convert(MSD[5], tmp_path / "download")
     assert snapshot(raw) == before
 
 
-@pytest.mark.slow
-def test_float_labels_of_the_colon_task_are_taken(tmp_path, raw, monkeypatch):
-    downloads.msd_task(tmp_path / "download", "Task10_Colon", test=1, shape=TINY)
-    summary = convert_msd(MSD[10], tmp_path / "download" / "Task10_Colon", dataset_id=77)
-    nnunet_accepts(raw / "Dataset077_Colon", monkeypatch)
-    assert "colon_001: labels were floating point numbers, all of them whole" in summary
+def test_another_number_of_channels_is_named(tmp_path, raw):
+    downloads.msd_task(tmp_path / "download", "Task05_Prostate", test=1, shape=TINY)
+    path = next((tmp_path / "download").rglob("imagesTr/prostate_001.nii.gz"))
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[..., :1], image.affine), path)
+    with pytest.raises(ConfigurationError, match=r"prostate_001.nii.gz: holds 1 channels, expected 2"):
+        convert(MSD[5], tmp_path / "download")
 
 
-@pytest.mark.slow
-def test_a_failure_of_nnunets_converter_leaves_nothing(tmp_path, raw):
-    downloads.msd_task(tmp_path / "download", "Task02_Heart", test=1, shape=TINY)
-    broken = tmp_path / "download" / "Task02_Heart" / "dataset.json"
-    broken.write_text("{")
-    with pytest.raises(ConfigurationError, match="nnU-Net's converter failed"):
-        convert_msd(MSD[2], broken.parent)
-    assert list(raw.iterdir()) == []
+# downloads that change
+
+
+def test_a_label_that_was_corrected_is_converted_again(tmp_path, raw):
+    download = downloads.kits19(tmp_path / "download", shape=TINY)
+    convert(get_challenge("kits19"), tmp_path / "download")
+    labels, affine = download.truth("case_00001")
+    path = next((tmp_path / "download").rglob("case_00001/segmentation.nii.gz"))
+    times = path.stat()
+    corrected = labels.copy()
+    corrected[corrected == 2] = 1
+    downloads.save(path, corrected, affine, sform_only=True)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))  # older than what was made of it
+    target = raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz"
+    others = {p: t for p, t in snapshot(raw).items() if p.is_file() and "case_00001" not in p.name}
+    summary = convert(get_challenge("kits19"), tmp_path / "download")
+    assert "converted again, because their files in the download have changed: case_00001" in summary
+    assert np.array_equal(voxels(target), corrected)
+    assert all(snapshot(raw)[p] == t for p, t in others.items() if p.name != MANIFEST)
+    path.touch()  # the same content, at another time
+    assert "0 cases converted now, 5 were there already" in convert(get_challenge("kits19"), tmp_path / "download")
+
+
+def test_without_a_list_files_that_are_newer_are_converted_again(tmp_path, raw):
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    convert(get_challenge("kits19"), tmp_path / "download")
+    (raw / "Dataset064_KiTS19" / MANIFEST).unlink()
+    assert "0 cases converted now" in convert(get_challenge("kits19"), tmp_path / "download")
+    (raw / "Dataset064_KiTS19" / MANIFEST).unlink(missing_ok=True)
+    os.utime(next((tmp_path / "download").rglob("case_00001/segmentation.nii.gz")), (2**33, 2**33))
+    assert "1 case converted now" in convert(get_challenge("kits19"), tmp_path / "download")
+
+
+def test_a_download_can_grow(tmp_path, raw, monkeypatch):
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    hidden = next((tmp_path / "download").rglob("case_00001"))
+    hidden.rename(tmp_path / "case_00001")
+    convert(get_challenge("kits19"), tmp_path / "download")
+    (tmp_path / "case_00001").rename(hidden)
+    assert "1 case converted now, 4 were there already" in convert(get_challenge("kits19"), tmp_path / "download")
+    dataset = raw / "Dataset064_KiTS19"
+    assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 3
+    nnunet_accepts(dataset, monkeypatch)
+
+
+def test_cases_can_be_excluded_with_what_is_wrong_with_them(tmp_path, raw):
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    next((tmp_path / "download").rglob("case_00001/segmentation.nii.gz")).write_bytes(b"damaged")
+    with pytest.raises(ConfigurationError, match="case_00001/segmentation.nii.gz: cannot be read"):
+        convert(get_challenge("kits19"), tmp_path / "download")
+    summary = convert(get_challenge("kits19"), tmp_path / "download", Options(exclude=("case_00001",)))
+    assert "note: excluded: case_00001" in summary and "4 cases converted now" in summary
+    with pytest.raises(ConfigurationError, match="--exclude names case_00007, of which"):
+        convert(get_challenge("kits19"), tmp_path / "download", Options(exclude=("case_00007",)))
+
+
+def test_images_can_be_links(tmp_path, raw, monkeypatch):
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    convert(get_challenge("kits19"), tmp_path / "download", Options(link=True))
+    dataset = raw / "Dataset064_KiTS19"
+    source = next((tmp_path / "download").rglob("case_00001/imaging.nii.gz"))
+    assert (dataset / "imagesTr" / "case_00001_0000.nii.gz").samefile(source)
+    nnunet_accepts(dataset, monkeypatch)
+    label = next((tmp_path / "download").rglob("case_00001/segmentation.nii.gz"))
+    assert not (dataset / "labelsTr" / "case_00001.nii.gz").samefile(label)
+
+
+def test_on_another_disk_links_are_symbolic(tmp_path, raw, monkeypatch):
+    from nnunet_ext.challenges import cases
+
+    def other_disk(*args):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(cases.os, "link", other_disk)
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    convert(get_challenge("kits19"), tmp_path / "download", Options(link=True))
+    target = raw / "Dataset064_KiTS19" / "imagesTr" / "case_00001_0000.nii.gz"
+    assert target.is_symlink() and target.resolve() == next((tmp_path / "download").rglob("case_00001/imaging.nii.gz"))
+
+
+# files as people have them
+
+
+def kits_label(tmp_path):
+    download = downloads.kits19(tmp_path / "download", shape=TINY)
+    path = next((tmp_path / "download").rglob("case_00001/segmentation.nii.gz"))
+    return path, *download.truth("case_00001")
+
+
+def test_a_mirrored_label_map_is_refused(tmp_path, raw):
+    """The image's two affines differ, the label map's is the other one: every program shows them mirrored."""
+    path, labels, affine = kits_label(tmp_path)
+    image_path = path.with_name("imaging.nii.gz")
+    image = nibabel.load(image_path)
+    mirrored = affine @ np.diag([-1.0, 1, 1, 1])
+    mirrored[:3, 3] += affine[:3, 0] * (labels.shape[0] - 1)
+    image.set_sform(affine, 1)
+    image.set_qform(mirrored, 1)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), image_path)
+    downloads.save(path, labels[::-1], mirrored)
+    convert(get_challenge("kits19"), tmp_path / "download")  # turned, so that it lies as it should
+    ours = raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz"
+    where = nibabel.load(ours).affine @ [*np.argwhere(voxels(ours) == 1).mean(0), 1]
+    expected = affine @ [*np.argwhere(labels == 1).mean(0), 1]
+    np.testing.assert_allclose(where, expected, atol=1e-3)
+
+
+def test_numbers_in_an_affine_that_are_not_finite_are_refused(tmp_path, raw):
+    path, labels, affine = kits_label(tmp_path)
+    image = nibabel.load(path.with_name("imaging.nii.gz"))
+    image.header["srow_x"][0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), path.with_name("imaging.nii.gz"))
+    with pytest.raises(ConfigurationError, match="case_00001/segmentation.nii.gz: lies .*not finite"):
+        convert(get_challenge("kits19"), tmp_path / "download")
+
+
+def test_label_maps_in_another_order_of_axes_are_turned(tmp_path, raw):
+    path, labels, affine = kits_label(tmp_path)
+    order = [2, 0, 1]
+    turned = labels.transpose(order)[:, ::-1]
+    moved = affine[:, [*order, 3]] @ np.diag([1.0, -1, 1, 1])
+    moved[:, 3] += affine[:, order[1]] * (turned.shape[1] - 1)
+    downloads.save(path, turned, moved)
+    summary = convert(get_challenge("kits19"), tmp_path / "download")
+    assert "case_00001: the label map's axes lie in another order or direction" in summary
+    assert np.array_equal(voxels(raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz"), labels)
+
+
+def test_a_place_that_differs_can_be_taken_as_it_is(tmp_path, raw):
+    path, labels, affine = kits_label(tmp_path)
+    affine[:3, 3] += 7
+    downloads.save(path, labels, affine, sform_only=True)
+    with pytest.raises(ConfigurationError, match="its affine differs"):
+        convert(get_challenge("kits19"), tmp_path / "download")
+    summary = convert(get_challenge("kits19"), tmp_path / "download", Options(geometry="warn"))
+    assert "case_00001: the label map lies up to" in summary and "it is taken as it is" in summary
+    assert np.array_equal(voxels(raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz"), labels)
+    downloads.save(path, labels[1:], affine, sform_only=True)  # another shape never
+    with pytest.raises(ConfigurationError, match="has shape"):
+        convert(get_challenge("kits19"), tmp_path / "download", Options(geometry="warn"))
+
+
+def test_values_off_by_scaling_are_rounded(tmp_path, raw):
+    path, labels, affine = kits_label(tmp_path)
+    image = nibabel.Nifti1Image((labels * 19).astype(np.uint8), affine)
+    image.header.set_slope_inter(1 / 19, 0)
+    nibabel.save(image, path)
+    stored = nibabel.load(path)
+    stored.header.set_slope_inter(np.float32(1 / 19), 0)
+    path.write_bytes(gzip.compress(nibabel.Nifti1Image((labels * 19).astype(np.uint8), None, stored.header).to_bytes()))
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[112:116] = np.float32(1 / 19).tobytes()  # scl_slope, which nibabel clears on writing
+    path.write_bytes(gzip.compress(bytes(data)))
+    assert not np.array_equal(nibabel.load(path).get_fdata(), labels)
+    summary = convert(get_challenge("kits19"), tmp_path / "download")
+    assert "case_00001: labels were floating point numbers, rounded to whole ones" in summary
+    assert np.array_equal(voxels(raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz"), labels)
+
+
+def test_names_in_capitals_nifti_2_and_wrong_compression_are_taken(tmp_path, raw, monkeypatch):
+    path, labels, affine = kits_label(tmp_path)
+    image = nibabel.load(path.with_name("imaging.nii.gz"))
+    data = np.asarray(image.dataobj)
+    two = nibabel.Nifti2Image(data, image.affine)
+    path.with_name("imaging.nii.gz").unlink()
+    path.with_name("IMAGING.NII.GZ").write_bytes(gzip.compress(two.to_bytes()))
+    path.write_bytes(nibabel.Nifti1Image(labels, affine).to_bytes())  # not compressed, whatever its name says
+    other = next((tmp_path / "download").rglob("case_00000/imaging.nii.gz"))
+    other.write_bytes(other.read_bytes() + b"trailing")
+    convert(get_challenge("kits19"), tmp_path / "download")
+    dataset = raw / "Dataset064_KiTS19"
+    nnunet_accepts(dataset, monkeypatch)
+    assert np.array_equal(voxels(dataset / "imagesTr" / "case_00001_0000.nii.gz"), data)
+    assert np.array_equal(voxels(dataset / "labelsTr" / "case_00001.nii.gz"), labels)
+
+
+def test_colours_are_no_labels(tmp_path, raw):
+    path, labels, affine = kits_label(tmp_path)
+    rgb = np.zeros(labels.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(rgb, affine), path)
+    with pytest.raises(ConfigurationError, match="cannot be read .its voxels are colours"):
+        convert(get_challenge("kits19"), tmp_path / "download")
+
+
+def test_archives_and_equal_copies_are_named(tmp_path, raw):
+    path, _, _ = kits_label(tmp_path)
+    copy = path.parents[1] / "copy" / path.parent.name
+    copy.mkdir(parents=True)
+    (copy / path.name).write_bytes(path.read_bytes())
+    (path.parents[1] / "more.zip").write_bytes(b"PK")
+    summary = convert(get_challenge("kits19"), tmp_path / "download")
+    assert "is the same as" in summary and "more.zip is not unpacked" in summary
+    (copy / path.name).write_bytes(b"something else")
+    with pytest.raises(ConfigurationError, match="case_00001 is there twice"):
+        convert(get_challenge("kits19"), tmp_path / "download")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "RawData.zip").write_bytes(b"PK")
+    with pytest.raises(ConfigurationError, match="RawData.zip is not unpacked"):
+        convert(get_challenge("btcv"), empty)
+
+
+def test_two_conversions_do_not_meet(tmp_path, raw):
+    fcntl = pytest.importorskip("fcntl")
+    from nnunet_ext.challenges.raw_dataset import LOCK
+
+    downloads.kits19(tmp_path / "download", shape=TINY)
+    dataset = raw / "Dataset064_KiTS19"
+    dataset.mkdir()
+    with (dataset / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="Another conversion is writing into"):
+            convert(get_challenge("kits19"), tmp_path / "download")
+    convert(get_challenge("kits19"), tmp_path / "download")
+    assert not (dataset / LOCK).exists()
+
+
+def test_images_of_amos_without_a_hint_are_asked_for(tmp_path, raw):
+    downloads.amos22(tmp_path / "download", shape=TINY, old_layout=True)
+    for path in (tmp_path / "download").rglob("task*_dataset.json"):
+        path.unlink()
+    with pytest.raises(ConfigurationError, match="unpack imagesVa too"):
+        convert(get_challenge("amos22", 1), tmp_path / "download")
+
+
+def test_test_images_of_amos_stay_test_images_without_the_validation_folder(tmp_path, raw):
+    import shutil
+
+    downloads.amos22(tmp_path / "download", shape=TINY)
+    for folder in ("imagesVa", "labelsVa"):
+        shutil.rmtree(next((tmp_path / "download").rglob(folder)))
+    test = next((tmp_path / "download").rglob("imagesTs/amos_0300.nii.gz"))
+    test.rename(test.with_name("amos_0450.nii.gz"))  # the numbers of training and validation CTs end at 410
+    summary = convert(get_challenge("amos22", 1), tmp_path / "download")
+    assert "validation cases: 0 found" in summary and "test cases: 1 found" in summary

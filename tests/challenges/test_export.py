@@ -12,9 +12,11 @@ from challenges import downloads
 from challenges.checker import Rejected, itk_geometry, judge, judge_msd, member_to_file
 
 from nnunet_ext.challenges.catalogue import get_challenge
+from nnunet_ext.challenges.convert import Options as ConvertOptions
 from nnunet_ext.challenges.convert import convert
-from nnunet_ext.challenges.export import Options, export, export_msd
-from nnunet_ext.challenges.msd import LEFT_OUT, MSD
+from nnunet_ext.challenges.export import export
+from nnunet_ext.challenges.msd import MSD
+from nnunet_ext.challenges.submission import Options
 from nnunet_ext.errors import ConfigurationError
 
 TINY = (8, 8, 4)
@@ -84,7 +86,7 @@ def test_the_official_set_is_accepted_from_the_download(tmp_path, name, task, si
     cases = selected(download, split, task)
     predictions = write_predictions(tmp_path / "predictions", name, cases)
     output = tmp_path / "submission.zip"
-    report = export(get_challenge(name, task), predictions, tmp_path / "download", output)
+    report = export([get_challenge(name, task)], predictions, tmp_path / "download", output)
     submitted = judge(rule_of(name, task), output, {case: source_image(tmp_path / "download", case) for case in cases})
     assert all(np.array_equal(submitted[case], labels) for case, (labels, _) in cases.items())
     assert f"{len(cases)} files" in report
@@ -111,7 +113,7 @@ def test_labels_come_back_as_they_were(tmp_path, monkeypatch, name, task, region
         nibabel.save(nibabel.Nifti1Image(array, affine), predictions / f"{case}.nii.gz")
         truth[case] = labels
     output = tmp_path / "submission.zip"
-    export(challenge, predictions, dataset / "imagesTs", output, Options(subset=True))
+    export([challenge], predictions, dataset / "imagesTs", output, Options(subset=True))
     references = {case: source_image(tmp_path / "download", case) for case in truth}
     submitted = judge(rule_of(name, task), output, references, official=False)
     assert truth and all(np.array_equal(submitted[case], labels) for case, labels in truth.items())
@@ -123,7 +125,7 @@ def converted(tmp_path, monkeypatch, name, task, regions):
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     monkeypatch.delenv("nnUNet_results", raising=False)
     download = getattr(downloads, name)(tmp_path / "download", shape=TINY)
-    convert(get_challenge(name, task), tmp_path / "download", regions=regions)
+    convert(get_challenge(name, task), tmp_path / "download", ConvertOptions(regions=regions))
     return download, next((tmp_path / "raw").glob("Dataset*"))
 
 
@@ -140,10 +142,8 @@ def through_region_training(dataset, labels):
 def test_the_decathlon_with_all_tasks_is_accepted(tmp_path):
     references, truth = msd(tmp_path, dict.fromkeys(downloads.MSD, 1))
     output = tmp_path / "submission.zip"
-    left_out = [case for names in LEFT_OUT.values() for case in names]
-    options = Options(subset=True)
-    report = export_msd(
-        list(MSD.values()), tmp_path / "predictions", tmp_path / "download", output, options, left_out=left_out
+    report = export(
+        list(MSD.values()), tmp_path / "predictions", tmp_path / "download", output, Options(subset=True), title="msd"
     )
     submitted = judge_msd(output, references)
     assert len(submitted) == 10
@@ -170,8 +170,7 @@ def msd(tmp_path, sizes, predicted=None):
 def test_the_whole_decathlon_has_876_files(tmp_path):
     references, _ = msd(tmp_path, dict.fromkeys(downloads.MSD))
     output = tmp_path / "submission.zip"
-    left_out = [case for names in LEFT_OUT.values() for case in names]
-    export_msd(list(MSD.values()), tmp_path / "predictions", tmp_path / "download", output, left_out=left_out)
+    export(list(MSD.values()), tmp_path / "predictions", tmp_path / "download", output)
     assert len(judge_msd(output, references)) == 876
 
 
@@ -181,9 +180,9 @@ def test_missing_tasks_are_an_error_or_background(tmp_path):
     output, tasks = tmp_path / "submission.zip", [MSD[2], MSD[5]]
     folders = (tmp_path / "predictions", tmp_path / "download", output)
     with pytest.raises(ConfigurationError, match="Task02_Heart: no folder of this name .*--fill-missing-tasks"):
-        export_msd(tasks, *folders)
+        export(tasks, *folders)
     assert not output.exists()
-    export_msd(tasks, *folders, Options(subset=True), fill_missing_tasks=True)
+    export(tasks, *folders, Options(subset=True, fill_missing_tasks=True))
     submitted = judge_msd(output, references, ("02", "05"))
     assert not submitted[next(iter(references["Task02_Heart"]))].any()
     assert submitted[next(iter(references["Task05_Prostate"]))].any()
@@ -192,9 +191,67 @@ def test_missing_tasks_are_an_error_or_background(tmp_path):
 def test_left_out_cases_can_be_included(tmp_path):
     msd(tmp_path, {"Task08_HepaticVessel": 1})
     output = tmp_path / "submission.zip"
-    export_msd([MSD[8]], tmp_path / "predictions", tmp_path / "download", output, Options(subset=True))
+    predictions = tmp_path / "predictions" / "Dataset008_HepaticVessel"
+    images = tmp_path / "download" / "Task08_HepaticVessel" / "imagesTs"
+    export([MSD[8]], predictions, images, output, Options(subset=True, include_left_out=True))
     with zipfile.ZipFile(output) as archive:
         assert "Task08_HepaticVessel/hepaticvessel_247.nii.gz" in archive.namelist()
+
+
+def test_every_folder_with_predictions_is_used_or_named(tmp_path):
+    msd(tmp_path, {"Task02_Heart": 1, "Task09_Spleen": 1})
+    predictions = tmp_path / "predictions"
+    (predictions / "Dataset009_Spleen").rename(predictions / "task09_spleen")  # another case is no other name
+    words = ([MSD[2], MSD[9]], predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
+    assert "2 files" in export(*words, title="msd", dry_run=True)
+    write_predictions(predictions / "Dataset502_Heart", "msd", {})
+    (predictions / "Dataset502_Heart" / "la_999.nii.gz").write_bytes(b"")
+    write_predictions(predictions / "heart", "msd", {})
+    (predictions / "heart" / "la_999.nii.gz").write_bytes(b"")
+    with pytest.raises(ConfigurationError) as error:
+        export(*words)
+    assert "Dataset002_Heart and " in str(error.value) and "Dataset502_Heart are both of this task" in str(error.value)
+    assert "heart holds predictions, but its name is that of no task" in str(error.value)
+
+
+def test_a_single_task_of_the_decathlon_may_be_the_folder_itself(tmp_path):
+    msd(tmp_path, {"Task02_Heart": 1})
+    predictions, images = tmp_path / "predictions" / "Dataset002_Heart", tmp_path / "download" / "Task02_Heart"
+    report = export(list(MSD.values()), predictions, images, tmp_path / "s.zip", Options(subset=True), title="msd")
+    assert "msd: 1 file" in report and "Task09_Spleen: no predictions, left out" in report
+
+
+def test_the_mapping_of_values_is_said(tmp_path):
+    download = downloads.brats2020(tmp_path / "download", val=1, shape=TINY)
+    predictions = write_predictions(tmp_path / "predictions", "brats2020", download.cases["val"])
+    report = export([get_challenge("brats2020")], predictions, tmp_path / "download", tmp_path / "s.zip")
+    assert "predictions have nnU-Net's values (--values); they became the challenge's: 1 to 2, 2 to 1, 3 to 4" in report
+
+
+def test_a_mirrored_prediction_is_refused(tmp_path):
+    """Image with two affines, the prediction with the second: every program shows them mirrored."""
+    download = downloads.btcv(tmp_path / "download", shape=TINY)
+    predictions = write_predictions(tmp_path / "predictions", "btcv", download.cases["test"])
+    labels, affine = download.truth("img0061")
+    mirrored = affine @ np.diag([-1.0, 1, 1, 1])
+    mirrored[:3, 3] += affine[:3, 0] * (labels.shape[0] - 1)
+    path = source_image(tmp_path / "download", "img0061")
+    image = nibabel.load(path)
+    image.set_sform(affine, 1)
+    image.set_qform(mirrored, 1)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    nibabel.save(nibabel.Nifti1Image(labels[::-1], mirrored), predictions / "img0061.nii.gz")
+    with pytest.raises(ConfigurationError, match="img0061.nii.gz: lies up to .* its affine differs"):
+        export([get_challenge("btcv")], predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
+
+
+def test_stray_files_beside_a_nested_download_hide_nothing(tmp_path):
+    download = downloads.btcv(tmp_path / "download", shape=TINY)
+    predictions = write_predictions(tmp_path / "predictions", "btcv", download.cases["test"])
+    nibabel.save(nibabel.Nifti1Image(np.zeros(TINY, np.uint8), np.eye(4)), tmp_path / "download" / "atlas.nii.gz")
+    words = (predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
+    report = export([get_challenge("btcv")], *words, dry_run=True)
+    assert "label0061.nii.gz <-" in report
 
 
 @pytest.fixture
@@ -210,14 +267,14 @@ def test_the_archive_is_the_same_byte_for_byte(lits, tmp_path):
     for number, output in enumerate(outputs):
         for path in predictions.iterdir():
             path.touch()
-        export(get_challenge("lits17"), predictions, images, output, Options(subset=True), processes=1 + number)
+        export([get_challenge("lits17")], predictions, images, output, Options(subset=True), processes=1 + number)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 def test_nothing_in_the_archive_tells_the_time_or_the_machine(tmp_path):
     download = downloads.btcv(tmp_path / "download", shape=TINY)
     predictions = write_predictions(tmp_path / "predictions", "btcv", download.cases["test"])
-    export(get_challenge("btcv"), predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
+    export([get_challenge("btcv")], predictions, tmp_path / "download", tmp_path / "s.zip", Options(subset=True))
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         for member in archive.infolist():
             assert member.date_time == (1980, 1, 1, 0, 0, 0)
@@ -230,7 +287,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(lits, tmp_path):
     output = tmp_path / "submission.zip"
     before = sorted(tmp_path.rglob("*"))
     options = Options(subset=True)
-    report = export(get_challenge("lits17"), predictions, images, output, options, dry_run=True)
+    report = export([get_challenge("lits17")], predictions, images, output, options, dry_run=True)
     assert f"test-segmentation-1.nii <- {predictions / 'test-volume-1.nii.gz'}" in report
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -246,7 +303,7 @@ def test_the_geometry_of_brats_is_exactly_the_images(tmp_path):
         array = in_nnunet_values("brats2020", labels).astype(np.float64)  # whole numbers, another type
         nibabel.save(nibabel.Nifti1Image(array, rounded), predictions / f"{case}.nii.gz")
     output = tmp_path / "submission.zip"
-    export(get_challenge("brats2020"), predictions, tmp_path / "download", output)
+    export([get_challenge("brats2020")], predictions, tmp_path / "download", output)
     case = next(iter(cases))
     submitted = member_to_file(output, f"{case}.nii.gz", tmp_path / "one.nii.gz")
     assert itk_geometry(submitted) == itk_geometry(source_image(tmp_path / "download", case))
@@ -275,14 +332,14 @@ def test_predictions_written_by_itk_lie_on_their_images_whatever_the_header_says
         prediction = sitk.GetImageFromArray(sitk.GetArrayFromImage(read).astype(np.uint8))
         prediction.CopyInformation(read)
         sitk.WriteImage(prediction, str(predictions / f"test-volume-{number}.nii.gz"))
-    export(get_challenge("lits17"), predictions, images, tmp_path / "s.zip", Options(subset=True))
+    export([get_challenge("lits17")], predictions, images, tmp_path / "s.zip", Options(subset=True))
 
 
 def test_names_and_folder_can_be_changed_where_the_rules_are_not_known(tmp_path):
     download = downloads.btcv(tmp_path / "download", shape=TINY)
     predictions = write_predictions(tmp_path / "predictions", "btcv", download.cases["test"])
     options = Options(subset=True, name="seg_{id:03d}", folder="upload")
-    export(get_challenge("btcv"), predictions, tmp_path / "download", tmp_path / "s.zip", options)
+    export([get_challenge("btcv")], predictions, tmp_path / "download", tmp_path / "s.zip", options)
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         assert archive.namelist() == ["upload/seg_061.nii.gz", "upload/seg_062.nii.gz"]
     for template in ("label", "label{number}", "label{id:q}"):

@@ -15,6 +15,8 @@ import pytest
 from challenges import downloads
 from challenges.commands import run, start
 
+from nnunet_ext.challenges.raw_dataset import MANIFEST
+
 SHAPE = (12, 12, 6)
 
 
@@ -131,7 +133,7 @@ EXPORT_FAULTS = {
     ),
     "nothing there": (
         lambda p: [path.unlink() for path in p.iterdir()],
-        "predictions holds no .nii.gz or .nii file",
+        "predictions holds no .nii.gz, .nii or .mha file",
     ),
 }
 
@@ -221,10 +223,14 @@ def test_an_existing_archive_stays(brats, capsys):
         (("export", "brats2020", ".", "--images", ".", "-o", "s.tar"), "must end in .zip, found 's.tar'"),
         (("export", "brats2020", ".", "--images", ".", "-o", "no/s.zip"), "no does not exist"),
         (("export", "btcv", ".", "--images", ".", "-o", "s.zip", "--split", "val"), "takes test, not val"),
-        (("export", "msd", ".", "--images", ".", "-o", "s.zip", "--task", "1"), "has no --task"),
-        (("export", "btcv", ".", "--images", ".", "-o", "s.zip", "--include-left-out"), "are for msd only"),
-        (("convert", "msd", ".", "--regions"), "msd has no --regions"),
-        (("convert", "msd", "."), "neither is nor holds a task folder"),
+        (("export", "msd", ".", "--images", ".", "-o", "s.zip", "--folder", "x"), "leave out --folder"),
+        (("export", "btcv", ".", "--images", ".", "-o", "s.zip", "--fill-missing-tasks"), "several tasks"),
+        (("export", "brats-gli", ".", "--images", ".", "-o", "s.zip"), "brats-gli has the tasks 2023, 2024"),
+        (("convert", "msd", ".", "--task", "2", "--regions"), "MSD Task02_Heart has no regions"),
+        (("convert", "msd", "."), "holds nothing of MSD Task01_BrainTumour, MSD Task02_Heart"),
+        (("convert", "kits", "."), "Unknown challenge 'kits'. Known: amos22, brats2019"),
+        (("convert", "kits.py", "."), "kits.py is not a file"),
+        (("convert", "btcv", ".", "-np", "0"), "at least 1, found 0"),
         (("convert", "btcv", "nowhere"), "nowhere is not a folder"),
         (("convert", "btcv", "."), "holds nothing of BTCV abdomen. The download looks like this: RawData/"),
         (("score", "plain", "nowhere", "."), "nowhere is not a folder"),
@@ -405,8 +411,10 @@ def test_a_full_disk_stops_convert_and_more_space_lets_it_go_on(tmp_path, monkey
         assert 1 <= done < 4
         assert f"{done} of 4 cases are complete, there are no others" in err
         dataset = raw / "Dataset029_LiTS17"
-        assert len(list(dataset.rglob("*.gz"))) == 2 * done == len([p for p in dataset.rglob("*") if p.is_file()])
-        assert sorted(p.name for p in dataset.iterdir()) == ["imagesTr", "labelsTr"]
+        assert len(list(dataset.rglob("*.gz"))) == 2 * done
+        files = {p.name for p in dataset.rglob("*") if p.is_file() and p.suffix != ".gz"}
+        assert files <= {MANIFEST}
+        assert {p.name for p in dataset.iterdir()} - files == {"imagesTr", "labelsTr"}
         enlarge(4096)
         code, out, _ = run(capsys, "convert", "lits17", tmp_path / "download", "-np", 1)
         assert code == 0
@@ -464,7 +472,7 @@ def wait_for(condition, process, seconds=60):
 
 def test_ctrl_c_stops_export_without_a_trace(brats, tmp_path):
     before = listing(tmp_path)
-    slow = SLOW.format(module="export", function="submitted_file")
+    slow = SLOW.format(module="archive", function="submitted_file")
     process = start(tmp_path, *brats_words(brats), before=slow)
     wait_for(lambda: any(p.name.startswith(".s.zip") for p in tmp_path.iterdir()), process)
     time.sleep(0.1)  # into the packing, which takes 4.5 s; not into the call that makes the temporary file
@@ -489,7 +497,7 @@ def test_ctrl_c_stops_convert_between_cases_and_it_can_go_on(lits, tmp_path, cap
     done = len([p for p in dataset.glob("images*/*")])
     assert 1 <= done < 5
     assert f"{done} of 5 cases are complete" in err
-    assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs"}
+    assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs", MANIFEST}
     code, out, _ = run(capsys, *lits_words(lits))
     assert code == 0
     assert f"{done} were there already" in out
@@ -505,7 +513,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes(lits, tmp_path):
     assert process.returncode == 1
     assert "nnunet_ext: Interrupted. " in err
     assert "Traceback" not in err
-    assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs"}
+    assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs", MANIFEST}
     assert running_in_session(process.pid) == []  # no worker is left
 
 
@@ -527,7 +535,7 @@ def running_in_session(session, seconds=5):
 
 def test_a_case_of_which_only_some_files_got_their_names_is_removed(lits, tmp_path, monkeypatch, capsys):
     """As when a worker is stopped between two renames; files of an earlier run stay."""
-    from nnunet_ext.challenges import convert as module
+    from nnunet_ext.challenges import cases as module
 
     dataset = tmp_path / "raw" / "Dataset029_LiTS17"
     earlier = dataset / "imagesTr" / "volume-2_0000.nii.gz"

@@ -47,6 +47,11 @@ def test_the_papers_network_in_figures(plans_file, capsys):
     assert report["stored"]["weights_mb"] == pytest.approx(4 * 9.445351)
 
 
+def test_json_is_indented_for_people(plans_file, capsys):
+    text = answer(capsys, plans_file, "--json")
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+
+
 def test_the_cascade_has_a_channel_more_per_label(plans_file, capsys):
     reports = json.loads(answer(capsys, plans_file, "--json"))["configurations"]
     assert reports["3d_fullres"]["input_channels"] == 1

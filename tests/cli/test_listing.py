@@ -28,6 +28,15 @@ def test_methods_lists_every_name_that_nnunet_needs(capsys):
 
 
 @each_method
+def test_what_a_method_names_is_there(name):
+    method = METHODS[name]
+    assert (method.curves() is None) == (method.curves_path is None or not method.curves_path)
+    assert method.curves() is None or callable(method.curves())
+    assert list(method.sections()) == list(method.report_paths)
+    assert all(callable(section) for section in method.sections().values())
+
+
+@each_method
 def test_options_shows_every_setting_with_its_help(name, capsys):
     text = " ".join(answer(capsys, "options", name).split())
     for field in fields(METHODS[name].options_class()):

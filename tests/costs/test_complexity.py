@@ -6,7 +6,7 @@ from costs.layers import layer_flops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_ext.costs.complexity import complexity_report, count_flops, count_parameters
+from nnunet_ext.costs.complexity import complexity_report, count_flops, count_parameters, kept_elements
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
 
@@ -204,3 +204,9 @@ def test_a_network_whose_paper_is_unknown_has_only_the_true_convention():
 def test_an_unknown_convention_is_refused():
     with pytest.raises(ValueError, match="must be 'true' or 'paper', found 'papers'"):
         count_flops(E2ENet(1, 2, **TINY), 1, (8, 16, 16), convention="papers")
+
+
+def test_kept_elements_are_those_that_backward_needs():
+    """Convolutions keep their input, ReLU its output, which is the next one's input and counts once."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False))
+    assert kept_elements(network, torch.empty(1, 2, 8, 8, device="meta")) == 2 * 64 + 3 * 64

@@ -8,6 +8,7 @@ from torch import nn
 from nnunet_ext.layers.norm import SliceNorm
 from nnunet_ext.layers.padding import crop, pad_to, pad_to_multiple
 from nnunet_ext.layers.precision import without_autocast
+from nnunet_ext.layers.unwrap import unwrap
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,10 @@ def test_gradients_are_the_mean_over_the_ranks(tmp_path):
         found = torch.load(tmp_path / f"rank{rank}")
         assert found[3] is None
         assert [float(gradient.flatten()[0]) for gradient in found[:3]] == [1.5, 3.0, 4.5]
+
+
+def test_wrappers_are_taken_off_in_any_order():
+    network = nn.Linear(2, 2)
+    assert unwrap(network) is network
+    compiled = torch.compile(network, backend="eager")
+    assert unwrap(compiled) is network

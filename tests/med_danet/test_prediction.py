@@ -13,7 +13,6 @@ from nnunetv2.inference import predict_from_raw_data as stock
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli import main as cli
-from nnunet_ext.costs.unet import unet_macs
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
@@ -135,17 +134,6 @@ def test_the_accounts_of_a_validation():
     assert counts_by_content([[1, 0]], {"outer": [3]}) == {EMPTY: [0, 0], "outer": [1, 0]}
 
 
-def test_nnunets_2d_network_is_counted_as_planned():
-    assert unet_macs([[1, 1, 1], [1, 2, 2]], 1, 2, (8, 8)) == (
-        64 * 9 * (1 * 32 + 32 * 32)  # the first stage
-        + 16 * 9 * (32 * 64 + 64 * 64)
-        + 16 * 4 * 64 * 32  # transposed
-        + 64 * 9 * (64 * 32 + 32 * 32)
-        + 64 * 32 * 2  # head
-    )
-    assert unet_macs([[1, 1, 1], [1, 2, 2]], 1, 2, (7, 8)) == unet_macs([[1, 1], [2, 2]], 1, 2, (8, 8))
-
-
 def test_the_trainers_predictor_is_nnunets_again_afterwards():
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
@@ -211,3 +199,10 @@ def test_wrong_arguments_of_the_command_get_a_sentence(change, message, tmp_path
     assert cli.main(["predict", *(word for pair in words.items() for word in pair)]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_and_unknown_words_are_left_to_nnunet():
+    from nnunet_ext.prediction.command import check
+
+    assert check(["-h"]) is None  # without an exit: nnU-Net's own parser answers
+    assert check(["-i", "nowhere", "-d", "7"]) is None

@@ -15,6 +15,7 @@ from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, get_method
 from nnunet_ext.planning.derive import derive_plans, parse_settings
+from nnunet_ext.planning.patches import voxels_by_level
 from nnunet_ext.planning.plans_files import preprocessed_folder, write_plans
 
 E2ENET = METHODS["e2enet"]
@@ -93,6 +94,16 @@ def test_the_cascade_inherits_network_and_options(stock):
     assert resolved.network_arch_class_name == "nnunet_ext.e2enet.network.E2ENet"
     assert resolved.network_arch_init_kwargs["sparsity"] == 0.9
     assert resolved.configuration["nnunet_ext"]["num_epochs"] == 7
+
+
+def test_a_configuration_with_a_network_of_its_own_inherits_none(stock):
+    """It gets the rest from another, and is changed only when it is named."""
+    own = stock["configurations"]["2d"]["architecture"]
+    stock["configurations"]["3d_own"] = {"inherits_from": "3d_fullres", "architecture": own}
+    stock["configurations"]["3d_heir"] = {"inherits_from": "3d_cascade_fullres"}
+    plans = derive(stock, {"sparsity": 0.9}, configurations=["3d_fullres"])
+    assert plans["configurations"]["3d_own"] == {"inherits_from": "3d_fullres", "architecture": own}
+    assert PlansManager(plans).get_configuration("3d_heir").network_arch_init_kwargs["sparsity"] == 0.9
 
 
 def test_settings_go_where_they_belong(stock):
@@ -384,3 +395,7 @@ def test_positions_that_the_user_chose_stay():
     at_once = derived(SMALL, "med_danet", patch_size=[8, 32, 48], position_size=[64, 64])
     for made in (plans, later, at_once):
         assert arch_kwargs_of(made)["position_size"] == [64, 64]
+
+
+def test_voxels_by_level():
+    assert voxels_by_level((8, 16, 16), [[1, 1, 1], [1, 2, 2], [2, 2, 2]]) == [2048, 512, 64]

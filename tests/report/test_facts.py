@@ -2,12 +2,17 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
+import pytest
 from report.folders import COMPLEXITY, E2ENET, STRIDES, Model, e2enet_model, write_json
 
 from nnunet_ext.report.commands import predict_command, train_commands
 from nnunet_ext.report.facts import facts
 from nnunet_ext.report.model_folder import read_model_folder
+from nnunet_ext.report.parts import duration
+from nnunet_ext.report.sections import _fold_row
+from nnunet_ext.report.training_log import _epochs_of_logging, smoothed_dice
 
 
 def rows(made):
@@ -95,3 +100,49 @@ def test_the_device_is_said_where_it_is_not_nnunets_default(tmp_path):
         model = read_model_folder(made.path)
         assert predict_command(model).partition(" -f 0")[2] == expected
         assert ("-device" in train_commands(model)[0]) == bool(expected)
+
+
+def test_the_network_of_the_log_goes_before_that_of_the_plans(tmp_path):
+    """Our trainer on stock plans: what the plans say of widths is not of the network that was trained."""
+    made = Model(tmp_path, "E2ENetTrainer")
+    made.fold("0")
+    model = read_model_folder(made.path)
+    assert model.planned_network and "(as the plans say)" in dict(facts(model))["Network"]
+    assert "Channels per level" in dict(facts(model))
+    write_json(made.path / "fold_0" / "complexity.json", COMPLEXITY)
+    other = read_model_folder(made.path)
+    assert dict(facts(other))["Network"] == "nnunet_ext.e2enet.network.E2ENet"
+    assert "Channels per level" not in dict(facts(other))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(59.94, "59.9 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min"), (12.34, "12.3 s")],
+)
+def test_durations_in_two_units(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_best_pseudo_dice_leaves_out_what_is_not_a_number(tmp_path):
+    made = Model(tmp_path)
+    made.fold("0", epochs=3)
+    fold = read_model_folder(made.path).folds[0]
+    row = _fold_row(fold)
+    known = smoothed_dice(fold.epochs)
+    assert any(f"{max(known):.3f}"[:5] in cell for cell in row)
+    unknown = replace(fold, epochs=[replace(epoch, dice=[float("nan")]) for epoch in fold.epochs])
+    assert not any("nan" in cell for cell in _fold_row(unknown))
+
+
+def test_columns_of_different_length_give_the_epochs_that_are_whole():
+    """A checkpoint that was saved within an epoch has its rate already."""
+    logging = {
+        "lrs": [0.1, 0.2],
+        "train_losses": [0.5],
+        "val_losses": [0.6],
+        "dice_per_class_or_region": [[0.7]],
+        "epoch_start_timestamps": [10.0, 20.0],
+        "epoch_end_timestamps": [15.0],
+    }
+    (epoch,) = _epochs_of_logging(logging)
+    assert (epoch.number, epoch.train_loss, epoch.val_loss, epoch.seconds) == (0, 0.5, 0.6, 5.0)

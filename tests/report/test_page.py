@@ -368,6 +368,8 @@ def test_only_the_models_own_page_is_made_anew_unasked(tmp_path, capsys):
         path.write_text("old")
     assert cli.main(["report", str(model.path)]) == 0
     assert "<html" in own.read_text()
+    assert capsys.readouterr().out == f"Wrote {own} ({own.stat().st_size / 1e6:.1f} MB)\n"
+    assert own.stat().st_size > 50_000
     assert cli.main(["report", str(model.path), "--output", str(other)]) == 1
     assert "replace it with --overwrite" in capsys.readouterr().err and other.read_text() == "old"
     assert cli.main(["report", str(model.path), "-o", str(other), "--overwrite"]) == 0
@@ -388,3 +390,12 @@ def test_the_headline_is_the_mean_over_classes_of_the_means_over_cases(tmp_path)
     mean = json.loads((model.path / "fold_0/validation/summary.json").read_text())["foreground_mean"]["Dice"]
     assert not math.isnan(mean)
     assert f"Mean Dice {mean:.4f} over 3 validation cases of fold 0." == headline(read_model_folder(model.path))
+
+
+def test_without_any_log_the_curves_are_missed_in_words(tmp_path):
+    model = stock_model(tmp_path)
+    for path in model.path.rglob("training_log*.txt"):
+        path.unlink()
+    assert cli.main(["report", str(model.path), "-o", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "There is no training log in this folder, and no checkpoint that holds the curves." in text

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from end_to_end.stock import Workspace, handmade_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -161,3 +162,18 @@ def test_shapes_are_rounded_as_nnunet_rounds_them():
     expected = tuple(int(np.round(7 * 1.5)) for _ in range(3))
     assert expected[0] != math.ceil(7 * 1.5) or expected[0] != math.floor(7 * 1.5)
     check(Dataset(expected, properties), spacing=[1.0, 1.0, 1.0])
+
+
+def test_rates_are_nnunets_poly_unless_a_method_says_otherwise():
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+    from nnunet_ext.trainers.resumable import ResumableTrainer
+
+    trainer = SimpleNamespace(initial_lr=0.02)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
+    schedule = PolyLRScheduler(optimizer, 0.02, 10)
+    for epoch in (0, 3, 9):
+        schedule.step(epoch)
+        expected = {"learning rate": pytest.approx(optimizer.param_groups[0]["lr"])}
+        assert ResumableTrainer.rates_at(trainer, epoch, 10) == expected
+    assert ResumableTrainer.rates_at(trainer, 12, 10) == {"learning rate": 0.0}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,19 +27,25 @@ PANEL_WIDTH = 3.6  # inches
 _SCALE_BARS = (200, 100, 50, 20, 10, 5, 2, 1)  # mm
 
 
-def overlay_figure(
+def overlay_figure(path: str | os.PathLike, *volumes: np.ndarray, **how: Any) -> None:
+    """Writes what `draw_overlay` makes of the same arguments to a PNG."""
+    figure = draw_overlay(*volumes, **how)
+    with matplotlib.rc_context({"savefig.facecolor": "white"}):
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
+
+
+def draw_overlay(
     image: np.ndarray,
     truth: np.ndarray,
     prediction: np.ndarray,
+    *,
     spacing: Sequence[float],
     label_names: Mapping[int, str],
-    path: str | os.PathLike,
-    *,
     title: str = "",
     scores: Mapping[int, float] | None = None,
     rows: int = 3,
     axis: int | None = None,
-) -> None:
+) -> Figure:
     """Draws some slices of one case: image | truth | prediction with the truth's outline.
 
     Args:
@@ -46,7 +53,6 @@ def overlay_figure(
         truth, prediction: label maps `[D, H, W]`.
         spacing: of the three axes in mm; panels have the true aspect and a scale bar.
         label_names: label -> name for the legend; other labels are left out.
-        path: of the PNG.
         title: above the panels.
         scores: label -> Dice, added to the legend.
         rows: number of slices, those that show most of the labels.
@@ -92,8 +98,7 @@ def overlay_figure(
     if title:
         figure.suptitle(title, fontsize=13)
     _legend(figure, labels, label_names, scores or {})
-    with matplotlib.rc_context({"savefig.facecolor": "white"}):
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
+    return figure
 
 
 def choose_slices(labels: np.ndarray, count: int) -> list[int]:

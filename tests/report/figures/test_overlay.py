@@ -68,8 +68,8 @@ def test_the_png_shows_both_label_maps_and_the_legend(tmp_path):
     image, truth = volume()
     both, neither = tmp_path / "both.png", tmp_path / "neither.png"
     names = {1: "liver", 2: "spleen"}
-    overlay_figure(image, truth, truth, (3, 1, 1), names, both, title="case", scores={1: 0.9})
-    overlay_figure(image, truth, np.zeros_like(truth), (3, 1, 1), names, neither)
+    overlay_figure(both, image, truth, truth, spacing=(3, 1, 1), label_names=names, title="case", scores={1: 0.9})
+    overlay_figure(neither, image, truth, np.zeros_like(truth), spacing=(3, 1, 1), label_names=names)
     pictures = [imread(path) for path in (both, neither)]
     assert all(min(picture.shape[:2]) > 300 for picture in pictures)
     right = [picture[:, 2 * picture.shape[1] // 3 :, :3] for picture in pictures]
@@ -83,7 +83,7 @@ def test_panels_have_the_aspect_of_the_spacing(tmp_path):
     image, truth = volume((12, 20, 20))
     heights = []
     for spacing in ((3, 1, 1), (3, 2, 1)):
-        overlay_figure(image, truth, truth, spacing, {1: "a", 2: "b"}, tmp_path / "x.png", rows=1)
+        overlay_figure(tmp_path / "x.png", image, truth, truth, spacing=spacing, label_names={1: "a", 2: "b"}, rows=1)
         heights.append(imread(tmp_path / "x.png").shape[0])
     assert heights[1] > 1.5 * heights[0]
 
@@ -91,16 +91,16 @@ def test_panels_have_the_aspect_of_the_spacing(tmp_path):
 def test_the_axis_of_thick_slices_is_cut(tmp_path):
     image, truth = volume()
     paths = [tmp_path / "first.png", tmp_path / "last.png"]
-    overlay_figure(image, truth, truth, (3, 1, 1), {1: "a", 2: "b"}, paths[0])
+    overlay_figure(paths[0], image, truth, truth, spacing=(3, 1, 1), label_names={1: "a", 2: "b"})
     turned = [np.moveaxis(a, 0, 2) for a in (image, truth, truth)]
-    overlay_figure(*turned, (1, 1, 3), {1: "a", 2: "b"}, paths[1])
+    overlay_figure(paths[1], *turned, spacing=(1, 1, 3), label_names={1: "a", 2: "b"})
     np.testing.assert_array_equal(imread(paths[0]), imread(paths[1]))
 
 
 def test_volumes_of_different_shape_are_refused(tmp_path):
     image, truth = volume()
     with pytest.raises(ValueError, match="three volumes"):
-        overlay_figure(image, truth, truth[1:], (3, 1, 1), {1: "a"}, tmp_path / "x.png")
+        overlay_figure(tmp_path / "x.png", image, truth, truth[1:], spacing=(3, 1, 1), label_names={1: "a"})
     with pytest.raises(ValueError, match="three volumes"):
-        overlay_figure(image[0], truth[0], truth[0], (1, 1), {1: "a"}, tmp_path / "x.png")
+        overlay_figure(tmp_path / "x.png", image[0], truth[0], truth[0], spacing=(1, 1), label_names={1: "a"})
     assert not list(tmp_path.iterdir())
