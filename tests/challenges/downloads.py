@@ -130,6 +130,75 @@ def brats2020(root, train=3, val=2, shape=(16, 16, 10), seed=0, ending=".nii"):
     return d
 
 
+def brats2021(root, train=3, val=2, shape=(16, 16, 10), seed=0):
+    d = Download(root, seed, shape)
+    for n in range(train + val):
+        part = "Training" if n < train else "Validation"
+        folder = d.root / f"RSNA_ASNR_MICCAI_BraTS2021_{part}Data"
+        _brats_case(d, folder, f"BraTS2021_{n:05d}", "train" if n < train else "val")
+    return d
+
+
+def _brats_task(task, values):
+    """BraTS since 2023: names with hyphens, 3 for the enhancing tumour; `values` by year."""
+
+    def download(root, train=3, val=2, shape=(16, 16, 10), seed=0, year=2023):
+        d = Download(root, seed, shape)
+        for n in range(train + val):
+            split, part = ("train", "Training") if n < train else ("val", "Validation")
+            name = f"BraTS-{task}-{n:05d}-000"
+            folder = d.root / f"ASNR-MICCAI-BraTS{year}-{task}-Challenge-{part}Data" / name
+            labels, affine = d.add(split, name, nested(d.rng, shape, values(year)), BRATS_AFFINE)
+            for sequence in ("t1n", "t1c", "t2w", "t2f"):
+                save(folder / f"{name}-{sequence}.nii.gz", image_of(d.rng, labels), affine)
+            if split == "train":
+                save(folder / f"{name}-seg.nii.gz", labels, affine)
+        return d
+
+    return download
+
+
+brats_gli = _brats_task("GLI", lambda year: (2, 1, 3) if year == 2023 else (2, 1, 3, 4))
+brats_men = _brats_task("MEN", lambda year: (2, 1, 3))
+brats_met = _brats_task("MET", lambda year: (2, 1, 3) if year < 2025 else (2, 1, 3, 4))
+brats_ped = _brats_task("PED", lambda year: (2, 1, 3) if year == 2023 else (4, 2, 1, 3))
+brats_ssa = _brats_task("SSA", lambda year: (2, 1, 3))
+
+
+def kits23(root, train=3, test=1, shape=(10, 16, 16), seed=0):
+    d = Download(root, seed, shape)
+    for n in [*range(train - 1), 400, *range(600, 600 + test)]:
+        split = "train" if n < 600 else "test"
+        affine = np.array([[0, 0, -0.8, 0], [0, -0.8, 0, 0], [-3.0, 0, 0, 0], [0, 0, 0, 1]])
+        labels, _ = d.add(split, f"case_{n:05d}", nested(d.rng, shape, (1, 3, 2)), affine)
+        folder = d.root / "kits23" / "dataset" / f"case_{n:05d}"
+        save(folder / "imaging.nii.gz", image_of(d.rng, labels), affine, sform_only=True)
+        if split == "train":
+            save(folder / "segmentation.nii.gz", labels, affine, sform_only=True)
+    return d
+
+
+def _flare(year, labels):
+    def download(root, train=3, val=2, shape=(16, 16, 6), seed=0):
+        d = Download(root, seed, shape)
+        for n in range(1, train + val + 1):
+            split, name = ("train", f"FLARE{year}_Tr_{n:04d}") if n <= train else ("val", f"FLARETs_{n - train:04d}")
+            images, masks = ("images", "labels") if split == "train" else ("Validation", None)
+            array, affine = d.add(split, name, blocks(d.rng, shape, range(1, labels + 1)), affine_of(d.rng))
+            save(d.root / f"FLARE{year}" / images / f"{name}_0000.nii.gz", image_of(d.rng, array), affine)
+            if masks:
+                save(d.root / f"FLARE{year}" / masks / f"{name}.nii.gz", array, affine)
+        name = f"FLARE{year}" + "_Un_0001_0000.nii.gz"
+        save(d.root / "UnlabeledCase" / name, np.zeros(shape, np.int16), np.eye(4))
+        return d
+
+    return download
+
+
+flare22 = _flare(22, 13)
+flare23 = _flare(23, 14)
+
+
 def kits19(root, train=3, test=2, shape=(10, 16, 16), seed=0):
     d = Download(root, seed, shape)
     (d.root / "data").mkdir(parents=True)

@@ -18,6 +18,7 @@ from nnunet_ext.challenges.raw_dataset import MANIFEST, WORK_FOLDER
 from nnunet_ext.errors import ConfigurationError
 
 TINY = (8, 8, 4)
+LARGER = ("brats_gli", "brats_met", "brats_ped", "kits23")  # four boxes in one another need more room
 BRATS_MAP = {2: 1, 1: 2, 4: 3}
 # challenge, task, regions, folder, training cases, cases in imagesTs, labels of dataset.json
 EXPECTED = [
@@ -28,8 +29,17 @@ EXPECTED = [
     ("brats2020", None, False, "Dataset082_BraTS2020", 3, 2, 4),
     ("kits19", None, True, "Dataset064_KiTS19", 3, 2, 3),
     ("lits17", None, False, "Dataset029_LiTS17", 3, 2, 3),
+    ("brats2021", None, True, "Dataset137_BraTS2021", 3, 2, 4),
+    ("kits23", None, True, "Dataset220_KiTS2023", 3, 1, 4),
+    ("flare22", None, False, "Dataset222_FLARE2022", 3, 2, 14),
+    ("flare23", None, False, "Dataset223_FLARE2023", 3, 2, 15),
+    ("brats_gli", 2023, True, "Dataset230_BraTS2023_GLI", 3, 2, 4),
+    ("brats_gli", 2024, True, "Dataset231_BraTS2024_GLI", 3, 2, 5),
+    ("brats_men", 2023, False, "Dataset240_BraTS2023_MEN", 3, 2, 4),
+    ("brats_met", 2025, True, "Dataset252_BraTS2025_MET", 3, 2, 5),
+    ("brats_ped", 2024, False, "Dataset261_BraTS2024_PED", 3, 2, 5),
+    ("brats_ssa", 2026, True, "Dataset273_BraTS2026_SSA", 3, 2, 4),
 ]
-CHANNELS = {"brats2019": 4, "brats2020": 4}
 
 
 @pytest.fixture
@@ -77,14 +87,18 @@ def voxels(path):
 def test_nnunet_accepts_what_becomes_of_a_download(
     tmp_path, raw, monkeypatch, capsys, name, task, regions, folder, train, held_out, labels
 ):
-    download = getattr(downloads, name)(tmp_path / "download", shape=TINY)
+    year = {"year": task} if (task or 0) > 2000 else {}
+    download = getattr(downloads, name)(
+        tmp_path / "download", shape=TINY if name not in LARGER else (16, 16, 8), **year
+    )
     before = snapshot(tmp_path / "download")
-    summary = convert(get_challenge(name, task), tmp_path / "download", Options(regions=regions))
+    challenge = get_challenge(name.replace("_", "-"), task)
+    summary = convert(challenge, tmp_path / "download", Options(regions=regions))
     assert snapshot(tmp_path / "download") == before
     dataset = raw / folder
     nnunet_accepts(dataset, monkeypatch)
     assert "Warning" not in capsys.readouterr().out  # nnU-Net warns of affines that differ
-    channels = CHANNELS.get(name, 1)
+    channels = 4 if name.startswith("brats") else 1
     assert len(list((dataset / "imagesTr").iterdir())) == train * channels
     assert len(list((dataset / "imagesTs").iterdir())) == held_out * channels
     description = json.loads((dataset / "dataset.json").read_text())
@@ -94,7 +108,7 @@ def test_nnunet_accepts_what_becomes_of_a_download(
     assert f"training cases: {train} found" in summary
     for case in (path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").iterdir()):
         truth, affine = download.truth(case)
-        if name.startswith("brats"):
+        if name in ("brats2019", "brats2020", "brats2021"):
             truth = np.vectorize(lambda v: BRATS_MAP.get(v, v))(truth)
         assert np.array_equal(voxels(dataset / "labelsTr" / f"{case}.nii.gz"), truth)
         image = nibabel.load(dataset / "imagesTr" / f"{case}_0000.nii.gz")

@@ -273,7 +273,7 @@ CONVERT_FAULTS = {
         "training case volume-1 has no image beside",
     ),
     "duplicate id": (
-        lambda p: shutil.copy(p / "volume-1.nii", p.parent / "volume-1.nii"),
+        lambda p: shutil.copy(p / "volume-2.nii", p.parent / "volume-1.nii"),
         "volume-1 is there twice: ",
     ),
     "float labels": (
@@ -515,6 +515,20 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes(lits, tmp_path):
     assert "Traceback" not in err
     assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs", MANIFEST}
     assert running_in_session(process.pid) == []  # no worker is left
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(lits, tmp_path, number):
+    slow = SLOW.format(module="convert", function="write_case").replace("1.5", "30")
+    process = start(tmp_path, *lits_words(lits, "-np", 2), before=slow, environment=dict(os.environ))
+    dataset = tmp_path / "raw" / "Dataset029_LiTS17"
+    wait_for(lambda: any(dataset.glob("images*/*")), process)
+    process.send_signal(number)
+    process.wait(60)
+    assert running_in_session(process.pid, 10) == []
+    if number == signal.SIGTERM:
+        assert process.returncode == 1 and "nnunet_ext: Interrupted. " in process.communicate()[1]
+        assert {p.name for p in dataset.iterdir()} <= {"imagesTr", "labelsTr", "imagesTs", MANIFEST}
 
 
 def running_in_session(session, seconds=5):

@@ -11,10 +11,15 @@ from challenges import downloads
 from challenges.commands import run
 from scipy import stats
 
-from nnunet_ext.challenges.compare import bootstrap_interval, compare, wilcoxon_p
-from nnunet_ext.challenges.score import Scoring, score_folder, to_json
+from nnunet_ext.challenges.compare import bootstrap_interval, compare, comparison_table, wilcoxon_p
+from nnunet_ext.challenges.facts import Metrics
+from nnunet_ext.challenges.results import to_json
+from nnunet_ext.challenges.score import score_folder
+from nnunet_ext.challenges.scoring import Scoring
 
 SHAPE = (12, 12, 6)
+BRATS_2023 = {"dice", "hd95", "sensitivity", "specificity", "lesion_dice", "lesion_hd95"}
+BRATS_2023 |= {"lesions_found", "lesions_invented", "lesions_missed"}
 LABELS = {"background": 0, "outer": 1, "inner": 2}
 
 
@@ -73,14 +78,16 @@ def test_plain_folders_are_scored_by_their_data_sets_labels(plain, capsys):
     assert [case["structures"]["inner"]["hd95"] for case in scores["cases"]] == [0, 1] * 3
     rows = list(csv.reader((plain / "good" / "scores.csv").open()))
     assert rows[0] == ["case", "structure", "dice", "hd95", "nsd"]
-    assert len(rows) == 1 + 6 * 2 + 2
+    assert len(rows) == 1 + 6 * 2 + 2 + 2
+    assert rows[-2:] == [["cases", "outer", "6", "6", "6"], ["cases", "inner", "6", "6", "6"]]
     assert float(rows[1][2]) == pytest.approx(scores["cases"][0]["structures"]["outer"]["dice"], rel=1e-5)
 
 
 def test_the_conventions_stand_in_the_json(plain, capsys):
     run(capsys, *words(plain, "--tolerance", 2.5, "--both-empty", "perfect", "--hausdorff", "pooled"))
     conventions = results(plain)["conventions"]
-    assert conventions["nsd_tolerance_mm"] == 2.5
+    assert conventions["nsd_tolerance_mm"] == {"outer": 2.5, "inner": 2.5}
+    assert conventions["surface"] == "elements" and "arXiv 1809.04430" in conventions["surface_text"]
     assert conventions["both_empty"] == "perfect"
     assert conventions["hausdorff"] == "pooled"
     assert conventions["one_empty_distance"] == "nan"
@@ -123,7 +130,9 @@ def test_structures_that_are_nowhere_are_not_counted_as_anything(plain, capsys):
     assert scores["cases"][0]["structures"]["inner"]["dice"] is None
     assert scores["defined"]["inner"]["dice"] == 5
     assert scores["mean"]["inner"]["dice"] == pytest.approx(np.mean(slow_dice(plain, "good", [2])[1:]))
-    assert "defined in fewer than 6 cases: inner dice: 5" in out
+    line = next(line for line in out.splitlines() if line.startswith("inner"))
+    assert line.count("(5)") == 3 and "(6)" not in line
+    assert "in brackets: cases in which the number is defined, of 6" in out
 
 
 def test_other_formats_are_scored_alike(plain, capsys):
@@ -140,7 +149,90 @@ def test_other_formats_are_scored_alike(plain, capsys):
     assert results(plain)["mean"]["inner"] == pytest.approx(before["inner"])
 
 
+def test_both_definitions_of_surfaces_and_a_tolerance_for_each_structure(plain, capsys):
+    means = {}
+    for surface in ("elements", "voxels"):
+        code, out, _ = run(capsys, *words(plain, "--surface", surface, "--tolerance", "0.5", "inner=3"))
+        assert code == 0 and "NSD tolerance in mm: outer 0.5, inner 3" in out
+        means[surface] = results(plain)["mean"]
+        assert means[surface]["inner"]["nsd"] == 1 > means[surface]["outer"]["nsd"]
+    assert "boundary voxels" in out
+    assert means["elements"]["outer"]["nsd"] != pytest.approx(means["voxels"]["outer"]["nsd"], abs=0.01)
+
+
+def test_the_average_is_over_structures_then_over_cases(plain, capsys):
+    run(capsys, *words(plain))
+    rows = [slow_dice(plain, "good", values) for values in ([1], [2])]
+    assert results(plain)["average"]["dice"] == pytest.approx(np.mean(rows))
+    assert results(plain)["average"]["dice"] != pytest.approx(np.mean([row[0] for row in rows]))
+
+
+def test_the_core_of_a_tumour_is_necrosis_and_enhancing_tumour(tmp_path, capsys):
+    download = downloads.brats2020(tmp_path / "download", train=1, shape=SHAPE, ending=".nii.gz")
+    ((name, (labels, affine)),) = download.cases["train"].items()
+    write(tmp_path / "p", name, moved(labels, 1), affine)
+    more = ("--values", "challenge", "-np", 1)
+    assert run(capsys, "score", "brats2020", tmp_path / "p", tmp_path / "download", *more)[0] == 0
+    scores = json.loads((tmp_path / "p" / "scores.json").read_text())["mean"]
+    for structure, values in (("whole tumor", (1, 2, 4)), ("tumor core", (1, 4)), ("enhancing tumor", (4,))):
+        a, b = (np.isin(array, values) for array in (moved(labels, 1), labels))
+        assert scores[structure]["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_what_is_taken_for_granted_of_values_is_said(tmp_path, capsys):
+    download = downloads.brats2020(tmp_path / "download", train=2, shape=SHAPE, ending=".nii.gz")
+    without = {}
+    for name, (labels, affine) in download.cases["train"].items():
+        write(tmp_path / "ours", name, np.choose(labels, [0, 2, 1, 0, 3]), affine)
+        write(tmp_path / "labels", name, np.choose(labels, [0, 2, 1, 0, 3]), affine)
+        without[name] = np.where(labels == 4, 1, labels)
+        write(tmp_path / "low grade", name, without[name], affine)
+    code, out, _ = run(capsys, "score", "brats2020", tmp_path / "ours", tmp_path / "labels", "-np", 1)
+    assert code == 0
+    assumed = json.loads((tmp_path / "ours" / "scores.json").read_text())["conventions"]["assumed"]
+    assert assumed[0].startswith("labels have nnU-Net's values (BraTS20_Training_001.nii.gz tells)")
+    assert assumed[1] == "predictions have nnU-Net's values (--values)"
+    assert all(f"note: {text}" in out for text in assumed)
+    code, _, err = run(capsys, "score", "brats2020", tmp_path / "ours", tmp_path / "low grade", "-np", 1)
+    assert code == 1 and "nothing in them tells which. Say --label-values" in err
+    more = ("--label-values", "challenge", "-np", 1)
+    assert run(capsys, "score", "brats2020", tmp_path / "ours", tmp_path / "low grade", *more)[0] == 0
+
+
+def test_kits_without_dice_has_no_composite(tmp_path, capsys):
+    download = downloads.kits19(tmp_path / "download", shape=SHAPE)
+    for case, (labels, affine) in download.cases["train"].items():
+        write(tmp_path / "p", case, labels, affine)
+    more = ("--measures", "hd95", "nsd", "-np", 1)
+    code, out, _ = run(capsys, "score", "kits19", tmp_path / "p", tmp_path / "download", *more)
+    assert code == 0 and "composite: -" in out
+
+
+def test_3d_tiffs_have_the_voxel_size_of_their_sidecars(plain, capsys):
+    import SimpleITK as sitk
+
+    run(capsys, *words(plain, "--surface", "voxels"))
+    before = results(plain)["mean"]
+    for folder in (plain / "good", plain / "Dataset001_Tiny" / "labelsTr"):
+        for path in folder.glob("*.nii.gz"):
+            image = sitk.ReadImage(str(path))
+            sitk.WriteImage(sitk.GetImageFromArray(sitk.GetArrayFromImage(image)), str(path)[:-7] + ".tif")
+            # as nnU-Net's Tiff3DIO has it: in the order of the array
+            (folder / (path.name[:-7] + ".json")).write_text(json.dumps({"spacing": image.GetSpacing()[::-1]}))
+            path.unlink()
+    code, _, _ = run(capsys, *words(plain, "--surface", "voxels"))
+    assert code == 0 and results(plain)["mean"]["inner"] == pytest.approx(before["inner"])
+
+
 FAULTS = {
+    "a value that the data set does not know": (
+        lambda p: write(p / "good", "case_1", np.where(np.indices(SHAPE)[0] == 0, 9, 1)),
+        "case_1.nii.gz: holds the value 9, allowed are 0, 1, 2",
+    ),
+    "4D": (
+        lambda p: write(p / "good", "case_1", np.ones((*SHAPE, 1))),
+        "case_1.nii.gz: is 4D (12x12x6x1), expected 2D or 3D",
+    ),
     "missing prediction": (
         lambda p: (p / "good" / "case_1.nii.gz").unlink(),
         "case_1: no prediction of this case in",
@@ -197,7 +289,9 @@ def slow_dice_of_existing(folder):
     ("more", "message"),
     [
         (("--measures", "iou"), "Unknown measure iou. Known: dice, nsd"),
-        (("--tolerance", "-1"), "must be at least 0 mm"),
+        (("--tolerance", "-1"), "--tolerance takes mm of at least 0"),
+        (("--tolerance", "middle=1"), "STRUCTURE=MM for one of outer, inner; found 'middle=1'"),
+        (("--tolerance", "much"), "found 'much'"),
         (("-o", "scores.txt"), "go into a .json file"),
         (("--task", "1"), "plain has no tasks"),
         (("--dataset-json", "nowhere.json"), "nowhere.json is not a file"),
@@ -229,7 +323,7 @@ def test_brats_is_scored_alike_with_either_set_of_values(tmp_path, capsys):
     assert json.loads((tmp_path / "nnunet" / "scores.json").read_text())["cases"] == first["cases"]
     code, _, err = run(capsys, "score", "brats2020", tmp_path / "challenge", tmp_path / "labels", *common)
     assert code == 1
-    assert "has the challenge's values, it seems: see --values" in err
+    assert "holds 4, so it has the challenge's values already; if all files do, see --values" in err
 
 
 @pytest.mark.parametrize(
@@ -239,15 +333,33 @@ def test_brats_is_scored_alike_with_either_set_of_values(tmp_path, capsys):
         ("amos22", 2, {"dice", "nsd"}),
         ("kits19", None, {"dice"}),
         ("lits17", None, {"dice", "voe", "rvd", "assd", "rmsd", "msd"}),
+        ("kits23", None, {"dice", "nsd"}),
+        ("flare22", None, {"dice", "nsd"}),
+        ("flare23", None, {"dice", "nsd"}),
+        ("brats2021", None, {"dice", "hd95", "sensitivity", "specificity"}),
+        ("brats_gli", 2023, BRATS_2023),
+        ("brats_ped", 2024, {"dice", "hd95", "sensitivity", "specificity"}),
+        ("brats_met", 2025, {"dice", "hd95", "sensitivity", "specificity"}),
     ],
 )
 def test_every_challenge_scores_its_own_labels_as_perfect(tmp_path, capsys, name, task, keys):
     """Labels are found in the download under the challenge's own names."""
-    download = getattr(downloads, name)(tmp_path / "download", shape=SHAPE)
+    download = getattr(downloads, name)(
+        tmp_path / "download", **({"year": task} if (task or 0) > 2000 else {}), shape=SHAPE
+    )
+    name = name.replace("_", "-")
     for case, (labels, affine) in download.cases["train"].items():
         write(tmp_path / "predictions", case, labels, affine)
     task_words = ("--task", task) if task else ()
-    more = ("--missing", "skip", "-np", 1, *task_words)  # AMOS22 has labels of its validation cases too
+    more = (
+        "--missing",
+        "skip",
+        "--values",
+        "challenge",
+        "-np",
+        1,
+        *task_words,
+    )  # AMOS22 has labels of its validation cases too
     assert run(capsys, "score", name, tmp_path / "predictions", tmp_path / "download", *more)[0] == 0
     scores = json.loads((tmp_path / "predictions" / "scores.json").read_text())
     assert len(scores["cases"]) == len(download.cases["train"])
@@ -313,6 +425,11 @@ def test_cases_without_a_number_are_left_out_of_a_comparison():
 
     row = compare(result([1, math.nan, math.inf, 4]), result([2, 3, 3, 5]))[0]
     assert (row.cases, row.left_out, row.difference, row.better) == (("0", "3"), 2, -1, 2)
+    assert (row.only_first, row.only_second) == ((), ("1", "2"))
+    text = comparison_table([row], "first", "second")
+    assert "a hd95: only B has a number for 1, 2" in text and "nan" not in text
+    nothing = comparison_table(compare(result([math.nan]), result([math.nan])), "first", "second")
+    assert "nan" not in nothing and "only" not in nothing
 
 
 def test_json_says_what_is_not_a_number():
@@ -320,6 +437,6 @@ def test_json_says_what_is_not_a_number():
 
 
 def test_several_processes_score_the_same(plain):
-    scoring = Scoring("test", {"inner": (2,)}, ("dice", "hd95"))
+    scoring = Scoring("test", Metrics({"inner": (2,)}, ("dice", "hd95")))
     folders = (plain / "good", plain / "Dataset001_Tiny" / "labelsTr")
     assert score_folder(scoring, *folders) == score_folder(scoring, *folders, processes=2)

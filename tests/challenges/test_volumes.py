@@ -11,11 +11,13 @@ from nnunet_ext.challenges.volumes import (
     Unreadable,
     compress,
     encode,
+    is_orthonormal,
     label_values,
-    nifti_files,
+    onto_grid,
     read_header,
     read_volume,
     shift_in_voxels,
+    volume_files,
 )
 
 AFFINE = np.array([[-0.8, 0.1, 0, 7], [0.1, 0.8, 0, -5], [0, 0, 2.5, 3], [0, 0, 0, 1]])
@@ -91,6 +93,72 @@ def test_shifts_are_measured_in_voxels_at_the_worst_corner():
 
 
 def test_junk_is_passed_over(tmp_path):
-    for name in ("b.nii.gz", "a.nii", "._a.nii", ".b.nii.gz", "a.npz", "plans.json"):
+    for name in ("b.nii.gz", "a.nii", "._a.nii", ".b.nii.gz", "a.npz", "plans.json", "D.NII.GZ", "c.mha"):
         (tmp_path / name).touch()
-    assert [path.name for path in nifti_files(tmp_path)] == ["a.nii", "b.nii.gz"]
+    assert [path.name for path in volume_files(tmp_path)] == ["D.NII.GZ", "a.nii", "b.nii.gz", "c.mha"]
+
+
+def test_the_voxel_size_is_what_itk_takes(tmp_path):
+    """The header's own numbers, where an affine says something else."""
+    import SimpleITK as sitk
+
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((4, 5, 6))
+    header.set_zooms((0.7, 0.7, 5))
+    header.set_qform(np.diag([-0.7, -0.7, 5, 1]), code=1)
+    header.set_sform(np.eye(4), code=1)
+    header["pixdim"][1:4] = 0.7, 0.7, 5
+    path = tmp_path / "a.nii"
+    path.write_bytes(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), None, header).to_bytes())
+    volume = read_volume(path)
+    assert volume.spacing == pytest.approx((0.7, 0.7, 5))
+    assert volume.spacing == pytest.approx(sitk.ReadImage(str(path)).GetSpacing())
+    assert read_header(path).spacing == volume.spacing
+    assert np.array_equal(volume.affine, np.eye(4))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_every_format_lies_in_the_same_place(tmp_path, ending):
+    import SimpleITK as sitk
+
+    downloads.save(tmp_path / "a.nii.gz", np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE)
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")), str(tmp_path / f"b{ending}"))
+    first, second = read_volume(tmp_path / "a.nii.gz"), read_volume(tmp_path / f"b{ending}")
+    assert np.array_equal(first.voxels, second.voxels)
+    np.testing.assert_allclose(first.itk, second.itk, atol=1e-5)
+    np.testing.assert_allclose(second.affine, AFFINE, atol=1e-5)
+    header = read_header(tmp_path / f"b{ending}")
+    assert header.shape == (2, 3, 4) and np.array_equal(header.affine, second.affine)
+
+
+def test_itk_refuses_the_same_directions(tmp_path):
+    for shear, fine in ((5e-5, True), (1e-3, False)):
+        affine = np.eye(4)
+        affine[0, 1] = shear
+        downloads.save(tmp_path / "a.nii", np.zeros((4, 4, 4), np.uint8), affine, sform_only=True)
+        volume = read_volume(tmp_path / "a.nii")
+        assert (volume.itk is not None) == is_orthonormal(volume.affine) == fine
+
+
+def test_a_volume_is_turned_onto_a_grid_only_where_nothing_else_differs(tmp_path):
+    array = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    downloads.save(tmp_path / "grid.nii", array, AFFINE)
+    grid = read_volume(tmp_path / "grid.nii")
+    moved = AFFINE[:, [1, 2, 0, 3]]
+    downloads.save(tmp_path / "turned.nii", array.transpose(1, 2, 0), moved)
+    found = onto_grid(read_volume(tmp_path / "turned.nii"), grid)
+    assert np.array_equal(found.voxels, array)
+    moved[:3, 3] += 1
+    downloads.save(tmp_path / "shifted.nii", array.transpose(1, 2, 0), moved)
+    assert onto_grid(read_volume(tmp_path / "shifted.nii"), grid) is None
+
+
+def test_images_are_checked_without_their_scale_factor(tmp_path):
+    image = nibabel.Nifti1Image(np.ones((3, 3, 3), np.int16), np.eye(4))
+    image.header.set_slope_inter(2, -1024)
+    data = bytearray(image.to_bytes())
+    data[112:120] = np.array([2, -1024], np.float32).tobytes()
+    (tmp_path / "a.nii").write_bytes(bytes(data))
+    assert read_volume(tmp_path / "a.nii").voxels.max() == -1022
+    plain = read_volume(tmp_path / "a.nii", scaled=False).voxels
+    assert plain.dtype == np.int16 and plain.max() == 1
