@@ -160,6 +160,8 @@ ARGUMENTS = {  # what scripts of users rely on; the challenges' commands have th
     "plan": "dataset --method --preset --from --code --name --set --configuration --overwrite",
     "info": "source --plans --configuration --rivals --patch --dice --measure --json",
     "report": "model_folder -o --overwrite",
+    "container": "model_folder -o --layout --input --output-slug --base --folds --checkpoint --disable-tta --step-size "
+    "--challenge --task",
     "transfer": "checkpoint dataset --plans --configuration --seed -o --overwrite",
 }
 
