@@ -12,6 +12,7 @@ and TotalSegmentator score with.
 Masks are boolean `[X, Y, Z]` (or `[X, Y]`), spacing is in mm.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,19 +52,25 @@ def voxel_distances(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], connectivity: int = 1
 ) -> Distances:
     """Distances between the boundary voxels of two masks, neither of them empty."""
-    ours, theirs = boundary(prediction, connectivity), boundary(reference, connectivity)
-    return Distances(_nearest(ours, theirs, spacing)[0], _nearest(theirs, ours, spacing)[0])
+    ours, theirs = (np.flatnonzero(boundary(mask, connectivity)) for mask in (prediction, reference))
+    shape = prediction.shape
+    return Distances(_nearest(ours, theirs, shape, spacing), _nearest(theirs, ours, shape, spacing))
 
 
 def element_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> Distances:
     """Distances between the surface elements of two masks, neither of them empty, with their areas."""
     areas = element_areas(tuple(float(step) for step in spacing))
-    ours, theirs = cells(prediction), cells(reference)
-    last = len(areas) - 1
-    at_ours, at_theirs = (ours > 0) & (ours < last), (theirs > 0) & (theirs < last)
-    to_reference, order = _nearest(at_ours, at_theirs, spacing)
-    to_prediction, back = _nearest(at_theirs, at_ours, spacing)
-    return Distances(to_reference, to_prediction, areas[ours[order]], areas[theirs[back]])
+    (ours, our_areas), (theirs, their_areas) = (_elements(mask, areas) for mask in (prediction, reference))
+    shape = tuple(n + 1 for n in prediction.shape)
+    to_reference, to_prediction = _nearest(ours, theirs, shape, spacing), _nearest(theirs, ours, shape, spacing)
+    return Distances(to_reference, to_prediction, our_areas, their_areas)
+
+
+def _elements(mask: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the cells with a surface, and its area in each."""
+    codes = cells(mask).ravel()
+    places = np.flatnonzero((codes > 0) & (codes < len(areas) - 1))
+    return places, areas[codes[places]]
 
 
 def boundary(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
@@ -137,23 +144,28 @@ def _segments(inside: np.ndarray) -> np.ndarray:
     return np.full((int(inside.sum()), 2), 0.5)
 
 
-def _nearest(
-    origin: np.ndarray, target: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Distance (mm) of each place of `origin` to the nearest of `target`, and the indices of these places.
+def _nearest(origin: np.ndarray, target: np.ndarray, shape: tuple[int, ...], spacing: Sequence[float]) -> np.ndarray:
+    """Distance (mm) of each place of `origin` to the nearest of `target`; both are ascending flat indices.
 
-    Places that are in both come last, with 0. A tree of the surface's points needs no distances between them, as a
-    transform of the whole box does, which is faster where the surface fills much of the box, as that of noise.
+    A tree of the surface's points needs no distances between them, as a transform of the whole box does, which is
+    faster where the surface fills much of the box, as that of noise.
     """
-    away = origin & ~target
-    apart, shared = np.argwhere(away), np.argwhere(origin & target)
-    distances = np.zeros(len(apart) + len(shared))
-    if np.count_nonzero(target) > DENSE * target.size:
-        distances[: len(apart)] = scipy.ndimage.distance_transform_edt(~target, sampling=spacing)[away]
-    elif len(apart):
-        tree = scipy.spatial.KDTree(np.argwhere(target) * spacing, leafsize=LEAF)
-        distances[: len(apart)] = tree.query(apart * spacing)[0]
-    return distances, tuple(np.concatenate([apart, shared]).T)
+    distances = np.zeros(len(origin))
+    apart = ~np.isin(origin, target, assume_unique=True)
+    if len(target) > DENSE * math.prod(shape):
+        elsewhere = np.ones(shape, bool)
+        elsewhere.ravel()[target] = False
+        found = scipy.ndimage.distance_transform_edt(elsewhere, sampling=spacing).ravel()
+        distances[apart] = found[origin[apart]]
+    elif apart.any():
+        tree = scipy.spatial.KDTree(_points(target, shape, spacing), leafsize=LEAF)
+        distances[apart] = tree.query(_points(origin[apart], shape, spacing))[0]
+    return distances
+
+
+def _points(places: np.ndarray, shape: tuple[int, ...], spacing: Sequence[float]) -> np.ndarray:
+    """Flat indices as points in mm `[N, axes]`."""
+    return np.stack(np.unravel_index(places, shape), 1) * np.asarray(spacing, float)
 
 
 def union_box(*masks: np.ndarray) -> Box:

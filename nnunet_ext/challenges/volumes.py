@@ -7,6 +7,7 @@ orthonormal, as in some AMOS22 images); everything else through SimpleITK. Array
 import gzip
 import io
 import json
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -130,7 +131,15 @@ def _read_nifti(path: Path, scaled: bool) -> Volume:
     if data.startswith(GZIP):  # whatever the name says
         data = gunzip(data)
     image = _nifti_class(data).from_bytes(data)
-    array = np.asanyarray(image.dataobj) if scaled else np.asanyarray(image.dataobj.get_unscaled())
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    if scaled and (slope, inter) != (1, 0):
+        array = np.asanyarray(image.dataobj)
+    else:  # a view of what was read, not a copy
+        kind, offset = image.get_data_dtype().newbyteorder(image.header.endianness), image.dataobj.offset
+        if len(data) < offset + kind.itemsize * math.prod(image.shape):
+            raise EOFError("it ends before its last voxel")
+        array = np.ndarray(image.shape, kind, data, offset, order="F")
+        array = array.astype(kind.newbyteorder("="), copy=False)
     if array.dtype.names:
         raise ValueError("its voxels are colours, not numbers")
     return Volume(array, array.shape, image.affine, image.header, _itk_affine(path))
@@ -270,10 +279,12 @@ def label_values(array: np.ndarray) -> tuple[list[int], list[float]]:
     """
     flat = array.ravel(order="K")
     if _is_byte_like(flat):
-        counts = np.zeros(256, np.int64)
-        for start in range(0, flat.size, 2**22):  # bincount works on a copy eight times as large
-            counts += np.bincount(flat[start : start + 2**22].astype(np.uint8, copy=False), minlength=256)
-        return [int(value) for value in np.flatnonzero(counts)], []
+        found: set[int] = set()
+        for start in range(0, flat.size, 2**20):
+            chunk = flat[start : start + 2**20].astype(np.uint8, copy=False)
+            borders = np.flatnonzero(chunk[1:] != chunk[:-1]) + 1  # of the runs of equal values; few in a label map
+            found.update([int(chunk[0]), *np.unique(chunk[borders]).tolist()])
+        return sorted(found), []
     values = np.unique(flat)
     rounded = np.round(values)
     with np.errstate(invalid="ignore"):

@@ -17,6 +17,21 @@ RULES = {
     "brats2019": (lambda case: f"{case}.nii.gz", (0, 1, 2, 4), 125),
     "brats2020": (lambda case: f"{case}.nii.gz", (0, 1, 2, 4), 125),
     "kits19": (lambda case: f"prediction_{case[-5:]}.nii.gz", range(3), 90),
+    "brats2021": (lambda case: f"{case}.nii.gz", (0, 1, 2, 4), 219),
+    **{
+        f"brats-{task}-{year}": (lambda case: f"{case}.nii.gz", range(4 + more), 219)
+        for task, year, more in (
+            ("gli", 2023, 0),
+            ("gli", 2024, 1),
+            ("men", 2023, 0),
+            ("met", 2025, 1),
+            ("ped", 2024, 1),
+            ("ssa", 2026, 0),
+        )
+    },
+    "flare22": (lambda case: f"{case}.nii.gz", range(14), 50),
+    "flare23": (lambda case: f"{case}.nii.gz", range(15), 100),
+    "kits23": (lambda case: f"{case}.nii.gz", range(4), 110),
     "lits17": (lambda case: f"test-segmentation-{case.rpartition('-')[2]}.nii", range(3), 70),
 }
 MSD_VALUES = {"01": 3, "02": 1, "03": 2, "04": 2, "05": 2, "06": 1, "07": 2, "08": 2, "09": 1, "10": 1}

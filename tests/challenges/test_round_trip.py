@@ -23,17 +23,29 @@ OPTIONS = {
 }
 ALL = requested("all_challenges", "NNUNET_EXT_ALL_CHALLENGES")
 only_if_all = pytest.mark.skipif(not ALL, reason="takes minutes: nnUNet_ext_all_challenges=1 runs it")
-CHALLENGES = [  # name, task, more for convert, sizes of the download, split that is submitted
+# name, task, more for convert, sizes of the download, split that is submitted. The first of each layout always runs:
+# a folder a case; images and labels in two folders. The decathlon's, a folder a task, is below.
+CHALLENGES = [
+    ("brats_gli", 2024, ("--regions",), {"train": 5, "year": 2024}, "val"),
+    ("flare22", None, (), {"train": 5}, "val"),
     ("brats2020", None, ("--regions",), {"train": 5}, "val"),
     ("btcv", None, (), {"train": 5}, "test"),
     ("brats2019", None, (), {"train": 5}, "val"),
+    ("brats2021", None, (), {"train": 5}, "val"),
+    ("brats_gli", 2023, (), {"train": 5, "year": 2023}, "val"),
+    ("brats_men", 2023, ("--regions",), {"train": 5, "year": 2023}, "val"),
+    ("brats_met", 2025, ("--regions",), {"train": 5, "year": 2025}, "val"),
+    ("brats_ped", 2024, (), {"train": 5, "year": 2024}, "val"),
+    ("brats_ssa", 2026, ("--regions",), {"train": 5, "year": 2026}, "val"),
+    ("flare23", None, (), {"train": 5}, "val"),
     ("kits19", None, ("--regions",), {"train": 5, "shape": SHAPE[::-1]}, "test"),
+    ("kits23", None, ("--regions",), {"train": 5, "shape": SHAPE[::-1]}, "test"),
     ("lits17", None, ("--regions",), {"train": 5, "identity": (1,)}, "test"),
     ("amos22", 1, (), {"train": 5}, "val"),
     ("amos22", 2, (), {"train": 4}, "val"),
 ]
 PARAMETERS = [
-    pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all if number else [])
+    pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all if number > 1 else [])
     for number, row in enumerate(CHALLENGES)
 ]
 
@@ -67,6 +79,7 @@ def test_from_the_download_to_the_upload(workspace, tmp_path, capsys, name, task
     download = getattr(downloads, name)(tmp_path / "download", **{"shape": SHAPE, **sizes})
     task_words = ("--task", task) if task else ()
     words = ("--dataset-id", DATASET_ID, "--name", "Tiny", "-np", 2, *task_words)
+    name = name.replace("_", "-")
     code, out, err = run(capsys, "convert", name, tmp_path / "download", *words, *more)
     assert code == 0, err
     with capsys.disabled():
@@ -87,7 +100,7 @@ def test_from_the_download_to_the_upload(workspace, tmp_path, capsys, name, task
         {case: source_image(tmp_path / "download", case) for case in cases},
         official=False,
     )
-    back = {1: 2, 2: 1, 3: 4} if name.startswith("brats") else {}
+    back = {1: 2, 2: 1, 3: 4} if name.startswith("brats20") else {}
     for case, array in submitted.items():
         expected = predicted[f"{case}.nii.gz"].T
         assert np.array_equal(array, np.vectorize(lambda v: back.get(v, v))(expected))
@@ -101,22 +114,25 @@ def truths(download, submitted):
 
 
 def source_image(root, case):
-    names = {"BraTS": f"{case}_t1.nii*", "case_": f"{case}/imaging.nii.gz"}
+    names = {"BraTS-": f"{case}-t1n.nii*", "BraTS": f"{case}_t1.nii*", "case_": f"{case}/imaging.nii.gz"}
+    names |= {"FLARE": f"{case}_0000.nii.gz"}
     pattern = next((pattern for start, pattern in names.items() if case.startswith(start)), f"{case}.nii*")
     return next(path for path in sorted(root.rglob(pattern)) if path.is_file())
 
 
 @pytest.mark.slow
-@only_if_all
-def test_from_the_decathlon_to_the_upload(tmp_path, monkeypatch, capsys):
-    """Two tasks are trained: two channels in one file, and labels in floating point numbers. The others are filled."""
+@pytest.mark.parametrize(
+    "trained", [("Task05_Prostate",), pytest.param(("Task05_Prostate", "Task10_Colon"), marks=only_if_all)], ids=len
+)
+def test_from_the_decathlon_to_the_upload(tmp_path, monkeypatch, capsys, trained):
+    """Tasks with two channels in one file, or labels in floating point numbers, are trained. The others are filled."""
     references, predicted = {}, {}
     for folder in downloads.MSD:
-        shape = SHAPE if folder in ("Task05_Prostate", "Task10_Colon") else (8, 8, 4)
+        shape = SHAPE if folder in trained else (8, 8, 4)
         download = downloads.msd_task(tmp_path / "download", folder, train=5, test=2, shape=shape)
         cases = download.cases["test"]
         references[folder] = {case: tmp_path / "download" / folder / "imagesTs" / f"{case}.nii.gz" for case in cases}
-    for folder in ("Task05_Prostate", "Task10_Colon"):
+    for folder in trained:
         workspace = Data(tmp_path / folder)
         workspace.dataset = f"Dataset{DATASET_ID:03d}_{folder[7:]}"
         for name, value in workspace.folders.items():
@@ -133,7 +149,7 @@ def test_from_the_decathlon_to_the_upload(tmp_path, monkeypatch, capsys):
     code, out, err = run(capsys, "export", "msd", tmp_path / "predictions", *words, "-np", 1)
     assert code == 0, err
     submitted = judge_msd(output, references)
-    assert len(predicted) == 4
+    assert len(predicted) == 2 * len(trained)
     assert all(np.array_equal(submitted[name.removesuffix(".nii.gz")], array.T) for name, array in predicted.items())
     with capsys.disabled():
         print(out, flush=True)
