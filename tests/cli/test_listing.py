@@ -32,6 +32,8 @@ def test_what_a_method_names_is_there(name):
     method = METHODS[name]
     assert (method.curves() is None) == (method.curves_path is None or not method.curves_path)
     assert method.curves() is None or callable(method.curves())
+    assert (method.needs() is None) == (method.needs_path is None)
+    assert method.needs() is None or isinstance(method.needs()()[0], bool)
     assert list(method.sections()) == list(method.report_paths)
     assert all(callable(section) for section in method.sections().values())
 

@@ -63,3 +63,14 @@ def test_a_result_is_not_replaced_unasked(words, capsys, tmp_path):
     assert main(words) == 1
     assert (tmp_path / "fitted.pth").read_text() == "mine" and "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
+
+
+def test_a_checkpoint_of_which_nothing_fits_is_refused(words, capsys, tmp_path):
+    folder = tmp_path / "preprocessed" / "Dataset007_Tiny"
+    plans = json.loads((folder / "TinyPlans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["arch_kwargs"] = {**KWARGS, "features_per_stage": [7, 8, 9], "sparsity": None}
+    (folder / "TinyPlans.json").write_text(json.dumps(plans))
+    assert main(words) == 1
+    assert "Nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "fitted.pth").exists()

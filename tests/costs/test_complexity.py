@@ -6,7 +6,7 @@ from costs.layers import layer_flops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_ext.costs.complexity import complexity_report, count_flops, count_parameters, kept_elements
+from nnunet_ext.costs.complexity import complexity_report, complexity_text, count_flops, count_parameters, kept_elements
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
 
@@ -210,3 +210,27 @@ def test_kept_elements_are_those_that_backward_needs():
     """Convolutions keep their input, ReLU its output, which is the next one's input and counts once."""
     network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1, bias=False))
     assert kept_elements(network, torch.empty(1, 2, 8, 8, device="meta")) == 2 * 64 + 3 * 64
+
+
+def test_interpolation_by_size_and_by_factor_costs_nothing():
+    class Up(nn.Module):
+        def __init__(self, **how):
+            super().__init__()
+            self.how, self.conv = how, nn.Conv2d(1, 2, 1, bias=False)
+
+        def forward(self, x):
+            return self.conv(nn.functional.interpolate(x, **self.how))
+
+    for how in ({"size": (8, 12)}, {"scale_factor": 2}):
+        assert count_flops(Up(**how), 1, (4, 6)) == 2 * 8 * 12 * 2
+
+
+def test_the_report_in_words():
+    cost = {"gmacs": 1.25, "gflops": 2.5}
+    report = {"parameters": {"total": 2000, "active": 1500, "trainable": 10}, "patch_size": [8, 16], "true": cost}
+    assert complexity_text(report) == (
+        "Parameters: 2,000 in all, 1,500 active, 10 trainable\n"
+        "One patch 8x16 costs 1.25 GMACs (2.50 GFLOPs, true convention)\n"
+    )
+    both = complexity_text({**report, "paper": {"gmacs": 3.0, "gflops": 6.0}})
+    assert both.endswith("true convention) or 3.00 GMACs (6.00 GFLOPs, paper convention)\n")

@@ -15,7 +15,7 @@ from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, get_method
 from nnunet_ext.planning.derive import derive_plans, parse_settings
-from nnunet_ext.planning.patches import voxels_by_level
+from nnunet_ext.planning.patches import smaller_patch, total_strides, voxels_by_level
 from nnunet_ext.planning.plans_files import preprocessed_folder, write_plans
 
 E2ENET = METHODS["e2enet"]
@@ -399,3 +399,17 @@ def test_positions_that_the_user_chose_stay():
 
 def test_voxels_by_level():
     assert voxels_by_level((8, 16, 16), [[1, 1, 1], [1, 2, 2], [2, 2, 2]]) == [2048, 512, 64]
+
+
+def test_strides_of_all_levels_have_the_same_axes():
+    assert total_strides([[1, 1, 1], [1, 2, 2], [2, 2, 2]]) == [[1, 1, 1], [1, 2, 2], [2, 4, 4]]
+    with pytest.raises(ValueError, match="zip"):
+        total_strides([[1, 1], [2, 2, 2]])
+
+
+def test_a_smaller_patch_is_shortened_by_one_step_at_a_time():
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    assert smaller_patch([8, 30, 24], strides, 8 * 30 * 24) == [8, 30, 24]
+    assert smaller_patch([8, 30, 24], strides, 8 * 30 * 24 - 1) == [8, 28, 24]
+    assert smaller_patch([8, 30, 24], strides, 8 * 24 * 24) == [8, 24, 24]
+    assert smaller_patch([8, 30, 24], strides, 1) == [4, 8, 8]
