@@ -294,6 +294,9 @@ def test_a_file_that_is_no_plans_file_is_not_replaced(folder, capsys):
     assert main(["plan", "7", "--method", "e2enet", "--name", "notes", "--overwrite"]) == 1
     assert "notes.json exists and is no plans file" in capsys.readouterr().err
     assert (folder / "notes.json").read_text() == '["mine"]'
+    (folder / "notes.json").write_text('{"mine": 1}')
+    assert main(["plan", "7", "--method", "e2enet", "--name", "notes", "--overwrite"]) == 1
+    assert (folder / "notes.json").read_text() == '{"mine": 1}'
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from report.folders import COMPLEXITY, E2ENET, STRIDES, Model, e2enet_model, write_json
 
 from nnunet_ext.report.commands import predict_command, train_commands
-from nnunet_ext.report.facts import facts
+from nnunet_ext.report.facts import _short, facts
 from nnunet_ext.report.model_folder import read_model_folder
 from nnunet_ext.report.parts import duration
 from nnunet_ext.report.sections import _fold_row
@@ -146,3 +146,15 @@ def test_columns_of_different_length_give_the_epochs_that_are_whole():
     }
     (epoch,) = _epochs_of_logging(logging)
     assert (epoch.number, epoch.train_loss, epoch.val_loss, epoch.seconds) == (0, 0.5, 0.6, 5.0)
+
+
+def test_channels_are_listed_and_values_cut_where_they_are_too_long(tmp_path):
+    made = Model(tmp_path)
+    made.fold("0")
+    assert rows(made)["Channels"] == "CT"
+    write_json(made.path / "dataset.json", {**made.dataset_json, "channel_names": {"0": "T1", "1": "T2"}})
+    assert rows(made)["Channels"] == "T1, T2"
+    write_json(made.path / "dataset.json", {**made.dataset_json, "channel_names": {}})
+    assert rows(made)["Channels"] == "not recorded"
+    assert _short("x" * 60) == "x" * 60
+    assert _short("x" * 61) == "x" * 57 + "..."

@@ -151,3 +151,15 @@ def test_a_truncated_file_of_nibabel_costs_its_own_case(tmp_path, monkeypatch):
     files[1].write_bytes(files[1].read_bytes()[:-30])
     with pytest.raises(Unavailable, match="prediction .* cannot be read"):
         load_case(model, case)
+
+
+def test_files_of_different_size_do_not_fit(tmp_path, monkeypatch):
+    """The prediction's, which is refused, then the image's, without which the labels are drawn alone."""
+    model, case, (_, prediction, image) = model_of(tmp_path, monkeypatch)
+    for file in (image, prediction):
+        sitk.WriteImage(sitk.ReadImage(str(file))[:-1], str(file))
+        if file == image:
+            volumes = load_case(model, case)
+            assert volumes.image is None and "The labels are drawn alone." in volumes.remark
+    with pytest.raises(Unavailable, match="they do not fit"):
+        load_case(model, case)
