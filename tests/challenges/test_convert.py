@@ -537,3 +537,31 @@ def test_test_images_of_amos_stay_test_images_without_the_validation_folder(tmp_
     test.rename(test.with_name("amos_0450.nii.gz"))  # the numbers of training and validation CTs end at 410
     summary = convert(get_challenge("amos22", 1), tmp_path / "download")
     assert "validation cases: 0 found" in summary and "test cases: 1 found" in summary
+
+
+@pytest.mark.parametrize(("shift", "fine"), [(0.015, True), (0.03, False), (0.3, False)])
+def test_how_far_a_label_map_may_lie_from_its_image(tmp_path, raw, shift, fine):
+    """In voxels: what rounding does is far less, half a voxel is a real shift."""
+    path, labels, affine = kits_label(tmp_path)
+    affine[1, 3] += shift * abs(affine[1, 1])
+    downloads.save(path, labels, affine, sform_only=True)
+    if fine:
+        convert(get_challenge("kits19"), tmp_path / "download")
+    else:
+        with pytest.raises(ConfigurationError, match="its affine differs"):
+            convert(get_challenge("kits19"), tmp_path / "download")
+
+
+def test_label_maps_get_the_header_of_their_image(tmp_path, raw):
+    """Whatever their own says of codes and units: nnU-Net wants both alike to the last digit."""
+    path, labels, affine = kits_label(tmp_path)
+    image = nibabel.Nifti1Image(labels, affine)
+    image.set_sform(affine, 4)
+    image.set_qform(affine, 3)
+    nibabel.save(image, path)
+    convert(get_challenge("kits19"), tmp_path / "download")
+    ours = nibabel.load(raw / "Dataset064_KiTS19" / "labelsTr" / "case_00001.nii.gz").header
+    theirs = nibabel.load(raw / "Dataset064_KiTS19" / "imagesTr" / "case_00001_0000.nii.gz").header
+    for name in ("sform_code", "qform_code", "srow_x", "quatern_b", "qoffset_x", "xyzt_units"):
+        assert np.array_equal(ours[name], theirs[name]), name
+    assert int(theirs["sform_code"]) == 1

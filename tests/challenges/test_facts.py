@@ -177,6 +177,9 @@ def test_where_a_missing_or_an_empty_prediction_is_an_error():
     lits = get_challenge("lits17").submission
     assert lits.expects == {1: "the scorer gives no liver score to a case without value 1 (liver)"}
     assert lits.id_of("test-volume-69") == 69 and lits.id_of("test-volume-70") is None
+    sort = get_challenge("lits17").split
+    cases = ("test-volume-69", "test-volume-70", "volume-130", "volume-131")
+    assert [sort(case, PurePosixPath(case), frozenset()) for case in cases] == ["test", None, "train", None]
 
 
 def test_tolerances_of_the_organisers():

@@ -412,6 +412,13 @@ def test_the_bootstrap_is_the_same_for_the_same_seed():
     assert all(math.isnan(bound) for bound in bootstrap_interval(differences[:1], 1))
 
 
+def test_the_bootstrap_is_that_of_10000_samples_drawn_one_by_one():
+    differences = np.random.default_rng(1).normal(size=7)
+    rng = np.random.default_rng(5)
+    means = sorted(np.mean(differences[row]) for row in rng.integers(0, 7, (10_000, 7)))
+    assert bootstrap_interval(differences, 5) == pytest.approx((np.quantile(means, 0.025), np.quantile(means, 0.975)))
+
+
 def test_equal_methods_have_no_difference():
     assert wilcoxon_p(np.zeros(5)) == 1
     assert bootstrap_interval(np.zeros(5), 0) == (0, 0)
