@@ -239,6 +239,41 @@ def test_a_table_of_ones_own_works_with_every_command(tmp_path, monkeypatch, cap
         assert archive.namelist() == ["result3.nii.gz"]
 
 
+def test_a_table_may_take_other_formats(tmp_path, monkeypatch, capsys):
+    import nibabel
+    import SimpleITK as sitk
+
+    text = TABLE.replace("\\\\", "\\").replace(".nii.gz", ".mha").replace('"ours"', '"mha"')
+    (tmp_path / "mha_challenge.py").write_text(text)
+    labels = downloads.nested(np.random.default_rng(0), (8, 7, 6), (1,))
+    image = sitk.GetImageFromArray(labels.T.astype(np.int16))
+    image.SetSpacing((0.8, 0.9, 3.0))
+    image.SetOrigin((10, -20, 5))
+    image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+    (tmp_path / "download" / "train").mkdir(parents=True)
+    sitk.WriteImage(image, str(tmp_path / "download" / "train" / "p1_ct.mha"))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkUInt8), str(tmp_path / "download" / "train" / "p1_mask.mha"))
+    (tmp_path / "raw").mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code, _, err = run(capsys, "convert", tmp_path / "mha_challenge.py", tmp_path / "download", "-np", 1)
+    assert code == 0, err
+    for file in ("imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz"):
+        written = sitk.ReadImage(str(tmp_path / "raw" / "Dataset700_Ours" / file))
+        assert np.array_equal(sitk.GetArrayFromImage(written), labels.T)
+        for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(written, what)() == pytest.approx(getattr(image, what)(), abs=1e-5)
+    assert nibabel.load(tmp_path / "raw" / "Dataset700_Ours" / "labelsTr" / "p1.nii.gz").get_data_dtype() == np.uint8
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkUInt8), str(predictions / "p1.mha"))
+    more = ("-np", 1)
+    code, out, err = run(capsys, "score", tmp_path / "mha_challenge.py", predictions, tmp_path / "download", *more)
+    assert code == 0 and "1.0000 (1)" in out, err
+
+
 def test_files_without_a_table_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "no_table_here.py").write_text("CHALLENGE = 7\n")

@@ -350,6 +350,12 @@ def test_labels_of_brats_in_nnunets_values_are_recognised(tmp_path, lits, capsys
     assert list((tmp_path / "raw").iterdir()) == []
 
 
+def test_kits23_given_to_kits19_is_recognised(tmp_path, lits, capsys):
+    downloads.kits23(tmp_path / "kits", shape=(10, 16, 16))
+    code, _, err = run(capsys, "convert", "kits19", tmp_path / "kits", "-np", 1)
+    assert code == 1 and "3 is the cyst of KiTS21 and KiTS23; convert those with kits23" in err
+
+
 def test_a_missing_channel_is_named(tmp_path, lits, capsys):
     downloads.brats2020(tmp_path / "brats", shape=SHAPE)
     next((tmp_path / "brats").rglob("BraTS20_Validation_001_flair.nii")).unlink()
