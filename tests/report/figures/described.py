@@ -37,6 +37,12 @@ def legend(one):
     }
 
 
+def placed_legend(ax):
+    """With its box, in shares of the panel."""
+    box = ax.get_legend().get_bbox_to_anchor().transformed(ax.transAxes.inverted())
+    return {**legend(ax.get_legend()), "box": np.round(box.bounds, 3).tolist()}
+
+
 def face(handle):
     value = handle.get_facecolor() if hasattr(handle, "get_facecolor") else handle.get_color()
     return colour(np.ravel(value)[:4] if np.ndim(value) == 2 else value)
@@ -47,6 +53,7 @@ def panel(ax):
         "title": [ax.get_title(), ax.title.get_fontsize()],
         "labels": [ax.get_xlabel(), ax.get_ylabel(), ax.yaxis.label.get_fontsize()],
         "aspect": ax.get_aspect(),
+        "has ticks": [bool(len(ax.get_xticks())), bool(len(ax.get_yticks()))],
         "limits": [rounded(ax.get_xlim()), rounded(ax.get_ylim())],
         "frame": [bool(ax.spines[side].get_visible()) for side in ("left", "right", "top", "bottom")],
         "images": [image(one) for one in ax.images],
@@ -54,7 +61,7 @@ def panel(ax):
         "texts": [text(one) for one in ax.texts],
         "patches": [[type(one).__name__, colour(one.get_facecolor())] for one in ax.patches],
         "collections": [collection(one) for one in ax.collections],
-        "legend": legend(ax.get_legend()) if ax.get_legend() else None,
+        "legend": placed_legend(ax) if ax.get_legend() else None,
     }
 
 

@@ -32,6 +32,13 @@ def test_slices_lie_apart():
     assert min(np.diff(chosen)) >= 5
 
 
+def test_how_far_apart_depends_on_the_labelled_slices_alone():
+    labels = np.zeros((40, 4, 4), np.uint8)
+    labels[28:38] = 1  # a sixth of ten slices, rounded
+    chosen = choose_slices(labels, 3)
+    assert chosen == [28, 30, 32]
+
+
 def test_an_empty_case_shows_its_middle():
     assert choose_slices(np.zeros((9, 4, 4), np.uint8), 3) == [4]
 
@@ -45,6 +52,14 @@ def test_the_grey_window_follows_the_labelled_voxels_not_the_air():
     assert 10 < low < 42 and 58 < high < 90
     low, high = grey_window(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool))
     assert low < high
+
+
+def test_shades_after_the_palette_are_lighter_then_darker():
+    for position, colour in enumerate(PALETTE):
+        plain = np.array(to_rgb(colour))
+        assert label_colour(position) == pytest.approx(plain)
+        assert label_colour(position + len(PALETTE)) == pytest.approx((plain + 1) / 2)
+        assert label_colour(position + 2 * len(PALETTE)) == pytest.approx(0.55 * plain)
 
 
 def test_no_two_labels_share_a_colour():

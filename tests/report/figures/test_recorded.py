@@ -60,6 +60,7 @@ FIGURES = {
     "overlay of nothing": lambda: draw_overlay(
         np.zeros((4, 12, 10)), *2 * [np.zeros((4, 12, 10), np.uint8)], spacing=(1, 1, 1), label_names={1: "liver"}
     ),
+    "overlay of a few millimetres": lambda: overlay(spacing=(0.2, 0.1, 0.1), rows=1),
     "overlay of large voxels": lambda: overlay(spacing=(9.0, 9.0, 9.0), axis=1, rows=1),
     "case": lambda: case(0),
     "case from the front": lambda: case(1),
