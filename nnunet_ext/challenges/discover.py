@@ -67,6 +67,11 @@ def discover(challenge: Challenge, source: Path, exclude: Collection[str] = ()) 
         if files is None or match is None:
             others += path.as_posix() not in packed
             continue
+        if not _written_as_it_should(files.pattern, match):
+            problems.append(
+                f"{source / path}: the case's name has other capital letters than {challenge.title} has. Rename it."
+            )
+            continue
         identifier = files.case.format(**match.groupdict())
         split = challenge.split(identifier, PurePosixPath(text), names)
         if split is None:
@@ -89,7 +94,7 @@ def discover(challenge: Challenge, source: Path, exclude: Collection[str] = ()) 
     if unknown:
         raise ConfigurationError(f"--exclude names {', '.join(unknown)}, of which {source} holds nothing.")
     unpack = [f"{name} is not unpacked" for name in packed]
-    if not cases:
+    if not cases and not problems:
         raise ConfigurationError(
             f"{source} holds nothing of {challenge.title}. The download looks like this: {challenge.layout}"
             + "".join(f"\n  - {text}" for text in unpack)
@@ -100,6 +105,23 @@ def discover(challenge: Challenge, source: Path, exclude: Collection[str] = ()) 
     left_out = [f"excluded: {', '.join(sorted(excluded))}"] if excluded else []
     notes = [*left_out, *twice, *unpack, *_notes(challenge, sorted_cases, others, outside)]
     return Found(sorted_cases, problems, notes)
+
+
+def _written_as_it_should(pattern: str, match: re.Match[str]) -> bool:
+    """Whether the parts that make the case's name match with small and capital letters told apart.
+
+    Elsewhere, as in endings, letters may be of either kind.
+    """
+    for name, text in match.groupdict().items():
+        start = pattern.index(f"(?P<{name}>") + len(f"(?P<{name}>")
+        depth, end = 1, start
+        while depth:
+            step = 2 if pattern[end] == "\\" else 1  # an escaped bracket is none
+            depth += (pattern[end] == "(") - (pattern[end] == ")")
+            end += step
+        if re.fullmatch(pattern[start : end - 1], text) is None:
+            return False
+    return True
 
 
 def _same_content(first: Path, second: Path) -> bool:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -12,7 +13,7 @@ from challenges import downloads
 
 from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.convert import Options, convert
-from nnunet_ext.challenges.discover import present
+from nnunet_ext.challenges.discover import _written_as_it_should, present
 from nnunet_ext.challenges.msd import MSD
 from nnunet_ext.challenges.raw_dataset import MANIFEST, WORK_FOLDER
 from nnunet_ext.errors import ConfigurationError
@@ -565,3 +566,28 @@ def test_label_maps_get_the_header_of_their_image(tmp_path, raw):
     for name in ("sform_code", "qform_code", "srow_x", "quatern_b", "qoffset_x", "xyzt_units"):
         assert np.array_equal(ours[name], theirs[name]), name
     assert int(theirs["sform_code"]) == 1
+
+
+def test_names_of_cases_in_other_letters_are_refused_with_advice(tmp_path, raw):
+    downloads.amos22(tmp_path / "download", shape=TINY)
+    image = next((tmp_path / "download").rglob("imagesTr/amos_0001.nii.gz"))
+    image.rename(image.with_name("AMOS_0001.nii.gz"))
+    with pytest.raises(
+        ConfigurationError, match=r"AMOS_0001.nii.gz: the case's name has other capital letters than AMOS
+    ):
+        convert(get_challenge("amos22", 1), tmp_path / "download")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "fine"),
+    [
+        (r"img(?P<number>\d{4})\.nii", "IMG0001.NII", True),
+        (r"(?P<case>(?:test-)?volume-\d+)\.nii", "test-volume-1.NII", True),
+        (r"(?P<case>(?:test-)?volume-\d+)\.nii", "Test-volume-1.nii", False),
+        (r"(?P<case>a\(b\)[^/]+)_x", "a(b)Q_X", True),
+        (r"(?P<case>a\(b\)[^/]+)_x", "A(b)Q_x", False),
+    ],
+)
+def test_letters_count_in_names_of_cases_alone(pattern, text, fine):
+    match = re.fullmatch(pattern, text, re.IGNORECASE)
+    assert _written_as_it_should(pattern, match) == fine
