@@ -573,7 +573,7 @@ def test_names_of_cases_in_other_letters_are_refused_with_advice(tmp_path, raw):
     image = next((tmp_path / "download").rglob("imagesTr/amos_0001.nii.gz"))
     image.rename(image.with_name("AMOS_0001.nii.gz"))
     with pytest.raises(
-        ConfigurationError, match=r"AMOS_0001.nii.gz: the case's name has other capital letters than AMOS
+        ConfigurationError, match=r"AMOS_0001.nii.gz: the case's name has other capital letters than AMOS"
     ):
         convert(get_challenge("amos22", 1), tmp_path / "download")
 

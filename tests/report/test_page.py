@@ -160,6 +160,17 @@ def test_dice_by_class_and_by_case_are_those_of_summary_json(stock):
             assert by_case[case] == [str(fold), *(f"{value:.4f}" for value in (sum(dice) / 2, *dice))]
 
 
+def test_every_table_has_as_many_cells_as_heads(stock):
+    """And every fold its row, those that are missing too."""
+    tables = stock.page.tables
+    for title in ("Folds", "Dice by class", "Dice by case"):
+        assert len({len(row) for row in tables[title]}) == 1, title
+    folds = stock.page.table("Folds")
+    assert folds["3"][0] == "missing" and len(folds) == 6
+    assert [folds[name][1] for name in ("0", "1", "2", "4")] == ["3 of 3"] * 4
+    assert tables["Dice by class"][0] == ["Class", *(f"Fold {k} (n = 3)" for k in (0, 1, 2, 4)), "All (n = 12)"]
+
+
 def test_cases_are_sorted_worst_first_and_shown_best_median_worst(e2enet):
     assert list(e2enet.table("Dice by case"))[1:] == ["f0_bad", "f0_fair", "f0_good"]
     titles = [p["caption"].split(" (")[0] for p in e2enet.pictures if "mean Dice" in p["caption"]]
