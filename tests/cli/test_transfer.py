@@ -74,3 +74,13 @@ def test_a_checkpoint_of_which_nothing_fits_is_refused(words, capsys, tmp_path):
     assert main(words) == 1
     assert "Nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "fitted.pth").exists()
+
+
+def test_buffers_alone_are_nothing(words, capsys, tmp_path, monkeypatch):
+    """Running statistics and masks that fit make no network."""
+    network = E2ENet(1, 2, **KWARGS)
+    (buffer, *_) = dict(network.named_buffers())
+    monkeypatch.setattr("nnunet_ext.weights.transfer.transfer", lambda source, target: ([buffer], {}))
+    assert main(words) == 1
+    assert "Nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "fitted.pth").exists()
