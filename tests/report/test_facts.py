@@ -10,7 +10,7 @@ from report.folders import COMPLEXITY, E2ENET, STRIDES, Model, e2enet_model, wri
 from nnunet_ext.report.commands import predict_command, train_commands
 from nnunet_ext.report.facts import _short, facts
 from nnunet_ext.report.model_folder import read_model_folder
-from nnunet_ext.report.parts import duration
+from nnunet_ext.report.parts import duration, number
 from nnunet_ext.report.sections import _fold_row
 from nnunet_ext.report.training_log import _epochs_of_logging, smoothed_dice
 
@@ -130,6 +130,8 @@ def test_the_best_pseudo_dice_leaves_out_what_is_not_a_number(tmp_path):
     row = _fold_row(fold)
     known = smoothed_dice(fold.epochs)
     assert any(f"{max(known):.3f}"[:5] in cell for cell in row)
+    assert fold.epochs[-1].mean_dice != fold.epochs[-2].mean_dice
+    assert row[4] == number(fold.epochs[-1].mean_dice)
     unknown = replace(fold, epochs=[replace(epoch, dice=[float("nan")]) for epoch in fold.epochs])
     assert not any("nan" in cell for cell in _fold_row(unknown))
 
