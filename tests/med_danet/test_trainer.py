@@ -116,6 +116,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")
         assert resumed.decides and resumed.options.decision_start == 2
         assert "The bank was finished after 2 epochs: that stays" in self.log_of(resumed)
+        assert "This checkpoint has no moments of the optimizer: they start anew." in self.log_of(resumed)
         before = deepcopy(resumed.network.candidates.state_dict())
         self.run_epoch(resumed)
         assert all(torch.equal(before[key], value) for key, value in resumed.network.candidates.state_dict().items())
