@@ -55,7 +55,9 @@ class Lesions:
         shape = self.n_ours + 1, self.n_theirs + 1
         pairs = np.ravel_multi_index((self.ours[both], self.theirs[both]), shape)
         self.overlap = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
-        self.sizes, self.reference_sizes = (np.bincount(labels.ravel()) for labels in (self.ours, self.theirs))
+        self.sizes = np.bincount(self.ours[prediction], minlength=shape[0])
+        self.reference_sizes = np.bincount(self.theirs[reference], minlength=shape[1])
+        self.boxes, self.reference_boxes = (scipy.ndimage.find_objects(labels) for labels in (self.ours, self.theirs))
         self.groups = self._grouped()
 
     def _grouped(self) -> list[Group]:
@@ -86,8 +88,13 @@ class Lesions:
         return count, list(numbered.values())
 
     def masks(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
-        """The predicted and the reference mask of a group."""
-        return np.isin(self.ours, group.predicted), np.isin(self.theirs, group.referenced)
+        """The predicted and the reference mask of a group, in the box that holds both."""
+        found = [self.boxes[row - 1] for row in group.predicted]
+        found += [self.reference_boxes[column - 1] for column in group.referenced]
+        box = tuple(
+            slice(min(s.start for s in spans), max(s.stop for s in spans)) for spans in zip(*found, strict=True)
+        )
+        return np.isin(self.ours[box], group.predicted), np.isin(self.theirs[box], group.referenced)
 
 
 def segmentation_scores(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
