@@ -57,7 +57,8 @@ class Lesions:
         self.overlap = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
         self.sizes = np.bincount(self.ours[prediction], minlength=shape[0])
         self.reference_sizes = np.bincount(self.theirs[reference], minlength=shape[1])
-        self.boxes, self.reference_boxes = (scipy.ndimage.find_objects(labels) for labels in (self.ours, self.theirs))
+        self.boxes = scipy.ndimage.find_objects(self.ours) if self.n_ours else []
+        self.reference_boxes = scipy.ndimage.find_objects(self.theirs) if self.n_theirs else []
         self.groups = self._grouped()
 
     def _grouped(self) -> list[Group]:
