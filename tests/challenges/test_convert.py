@@ -513,7 +513,7 @@ def test_two_conversions_do_not_meet(tmp_path, raw):
     dataset = raw / "Dataset064_KiTS19"
     dataset.mkdir()
     with (dataset / LOCK).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_SH)  # even so
         with pytest.raises(ConfigurationError, match="Another conversion is writing into"):
             convert(get_challenge("kits19"), tmp_path / "download")
     convert(get_challenge("kits19"), tmp_path / "download")

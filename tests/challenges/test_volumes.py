@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from challenges import downloads
 
+from nnunet_ext.challenges.checks import geometry_fault
 from nnunet_ext.challenges.volumes import (
     Unreadable,
+    Volume,
     compress,
     encode,
     is_orthonormal,
@@ -162,3 +164,17 @@ def test_images_are_checked_without_their_scale_factor(tmp_path):
     assert read_volume(tmp_path / "a.nii").voxels.max() == -1022
     plain = read_volume(tmp_path / "a.nii", scaled=False).voxels
     assert plain.dtype == np.int16 and plain.max() == 1
+
+
+def test_two_files_that_meet_only_when_each_is_read_in_its_own_way_do_not_fit():
+    other = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    shape = (4, 5, 6)
+
+    def volume(nibabels, itks):
+        return Volume(None, shape, nibabels, None, itks)
+
+    assert geometry_fault(volume(AFFINE, other), volume(AFFINE, AFFINE), "it") is None  # in nibabel's way
+    assert geometry_fault(volume(AFFINE, other), volume(other, other), "it") is None  # in ITK's
+    for one, two in ((volume(other, AFFINE), volume(AFFINE, other)), (volume(other, None), volume(AFFINE, other))):
+        assert "its affine differs" in geometry_fault(one, two, "it")
+    assert "has shape" in geometry_fault(Volume(None, (4, 5, 7), AFFINE, None), volume(AFFINE, AFFINE), "it")
