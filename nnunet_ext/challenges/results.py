@@ -15,7 +15,7 @@ from nnunet_ext.challenges.metrics import MEASURES
 from nnunet_ext.files import write_atomically, write_json
 
 SURFACES = {
-    "elements": "surface elements weighted with their areas, between voxel centres (arXiv 1809.04430)",
+    "elements": "surface elements between voxel centres, weighted with their areas (arXiv 1809.04430)",
     "voxels": "boundary voxels with a face neighbour outside the mask; distances between voxel centres",
 }
 
