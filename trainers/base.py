@@ -46,6 +46,7 @@ class ExtTrainer(ResumableTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
     network_class: ClassVar[type[Any]]
+    own_patch: ClassVar[bool] = False  # True: training on another patch than the plans' is meant
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
     arch_kwargs_at: ClassVar[Callable[..., dict[str, Any]]]  # strides, patch_size -> the network's default arch_kwargs
 
@@ -158,7 +159,8 @@ class ExtTrainer(ResumableTrainer):
 
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
-        check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
+        if not self.own_patch:
+            check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

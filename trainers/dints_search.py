@@ -33,6 +33,7 @@ class DiNTSSearchTrainer(ExtTrainer):
     method = "dints_search"
     network_class = DiNTSSearchNet
     options_class = DiNTSOptions
+    own_patch = True
     options: DiNTSOptions
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: Any = CUDA) -> None:

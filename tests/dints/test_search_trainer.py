@@ -30,6 +30,7 @@ SEARCH = {
 
 class TestDiNTSSearchTrainer(TrainerContract):
     keeps_random_numbers = True
+    test_a_patch_that_the_plans_do_not_say_is_refused = None  # the search has one of its own
     trainer = "DiNTSSearchTrainer"
     planner = "DiNTSPlanner"
     plans = "DiNTSPlans"

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -72,15 +73,23 @@ FIGURES = {
 }
 
 
+def made(name):
+    """The figure with matplotlib's own settings: others in the process may have changed them, as nnU-Net does."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = FIGURES[name]()
+        return figure, described(figure)
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_what_was_recorded(name):
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-    assert json.loads(json.dumps(described(FIGURES[name]()))) == recorded[name]
+    assert json.loads(json.dumps(made(name)[1])) == recorded[name]
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    for name, make in FIGURES.items():
-        make().savefig(folder / f"{name}.png", dpi=70)
-    content = {name: described(make()) for name, make in FIGURES.items()}
+    content = {}
+    for name in FIGURES:
+        figure, content[name] = made(name)
+        figure.savefig(Path(sys.argv[1]) / f"{name}.png", dpi=70)
     RECORDED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
