@@ -1,7 +1,7 @@
 """BraTS since 2023: gliomas, meningiomas, metastases, children, Sub-Saharan Africa; a table for each year's labels.
 
-Names of files and values of labels: synapse.org/brats; lesion-wise rules of 2023:
-github.com/rachitsaluja/BraTS-2023-Metrics.
+Names of files and values of labels: synapse.org/brats; lesion-wise rules: github.com/rachitsaluja/BraTS-2023-Metrics,
+for meningiomas also BraTS-2024-Metrics, whose rules for them are the same.
 """
 
 from nnunet_ext.challenges.brats import split_by_folder
@@ -42,7 +42,14 @@ KINDS = {
         },
     ),
 }
-RULES_2023 = {"gli": Rule(3, 50), "men": Rule(1, 50), "met": Rule(1, 2), "ped": Rule(3, 50), "ssa": Rule(3, 50)}
+RULES = {
+    ("gli", 2023): Rule(3, 50),
+    ("men", 2023): Rule(1, 50),
+    ("met", 2023): Rule(1, 2),
+    ("ped", 2023): Rule(3, 50),
+    ("ssa", 2023): Rule(3, 50),
+    ("men", 2024): Rule(1, 50),
+}
 TITLES = {
     "gli": "gliomas",
     "men": "meningiomas",
@@ -66,8 +73,8 @@ def kind_of(task: str, year: int) -> str:
 def _metrics(task: str, year: int) -> Metrics:
     structures = KINDS[kind_of(task, year)][3]
     measures, conventions = ("dice", "hd95", "sensitivity", "specificity"), Conventions("perfect", "inf")
-    if year == 2023:
-        rule = RULES_2023[task]
+    rule = RULES.get((task, year))
+    if rule is not None:
         return Metrics(
             structures,
             measures,
@@ -123,5 +130,5 @@ def _challenge(number: int, task: str, year: int) -> Challenge:
 
 BRATS_TASKS: dict[str, dict[int | None, Challenge]] = {
     f"brats-{task}": {year: _challenge(10 * place + row, task, year) for row, year in enumerate(YEARS)}
-    for place, task in enumerate(RULES_2023)
+    for place, task in enumerate(TITLES)
 }

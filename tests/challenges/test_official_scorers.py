@@ -5,7 +5,7 @@ but calls that today's NumPy, SciPy and pandas no longer know, and the number of
 
 - lits17: github.com/PatrickChrist/lits-challenge-scoring, 090307d
 - surface-distance: github.com/google-deepmind/surface-distance
-- brats2023: github.com/rachitsaluja/BraTS-2023-Metrics
+- brats2023: github.com/rachitsaluja/BraTS-2023-Metrics; brats2024: metrics_MEN.py of BraTS-2024-Metrics
 - kits23: github.com/neheller/kits23, kits23/evaluation/metrics.py
 - flare22, flare23: github.com/JunMa11/FLARE, the scripts DSC_NSD_Eval of both years
 """
@@ -98,14 +98,19 @@ LESION_WISE = {
 WHOLE = {"dice": "Legacy_Dice", "sensitivity": "Sensitivity", "specificity": "Specificity", "hd95": "Legacy_HD95"}
 
 
-@pytest.mark.parametrize("row", RECORDED["brats2023"], ids=lambda row: f"{row['pair']}-{row['task']}-{row['region']}")
-def test_brats_2023(row):
-    challenge = get_challenge(f"brats-{row['task'].lower()}", 2023)
+@pytest.mark.parametrize("year", [2023, 2024])
+def test_brats(year):
+    for row in RECORDED[f"brats{year}"]:
+        check_brats(year, row)
+
+
+def check_brats(year, row):
+    challenge = get_challenge(f"brats-{row['task'].lower()}", year)
     result = scored(challenge, *pair("brats", row["pair"]), (1.0, 1.0, 1.0))["structures"][NAMES[row["region"]]]
     if np.isinf(result["hd95"]):  # which the scorer writes as its penalty
         result["hd95"] = 374.0
     for ours, theirs in {**LESION_WISE, **WHOLE}.items():
-        assert result[ours] == pytest.approx(row[theirs], **EXACT), ours
+        assert result[ours] == pytest.approx(row[theirs], **EXACT), (ours, row)
 
 
 @pytest.mark.parametrize("row", RECORDED["kits23"], ids=lambda row: f"{row['pair']}-{row['structure']}")
