@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         tasks, title = list(get_tasks(args.challenge).values()), args.challenge
     one_archive = len({task.submission.folder for task in tasks}) == len(tasks)
-    if len(tasks) > 1 and not one_archive:
+    if not one_archive:
         get_challenge(args.challenge)  # says which tasks there are
     if len(tasks) > 1 and args.folder is not None:
         raise ConfigurationError(f"{args.challenge} has a folder for each task; leave out --folder.")

@@ -246,6 +246,15 @@ def test_bad_arguments_are_refused(tmp_path, monkeypatch, capsys, words, message
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [("-o", "s.zip"), ("--images", ".")])
+def test_export_needs_images_and_a_place(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(capsys, "export", "btcv", ".", *words)
+    assert "the following arguments are required" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 # download -> data set
 
 
