@@ -14,6 +14,7 @@ from nnunet_ext.discovery.compatibility import check_nnunet_version
 from nnunet_ext.errors import show_configuration_errors_as_text
 from nnunet_ext.methods import default_plans_name
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, dotted_path
+from nnunet_ext.resampling.separable import resample_separable
 
 show_configuration_errors_as_text()
 
@@ -61,6 +62,16 @@ class ExtPlanner(ExperimentPlanner):
         if configuration_name in ("2d", "3d_fullres") and as_default:
             return f"nnUNetPlans_{configuration_name}"
         return super().generate_data_identifier(configuration_name)
+
+    def determine_resampling(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """nnU-Net's orders, by the functions that are equal to its own and faster."""
+        _, of_data, _, of_seg = super().determine_resampling(*args, **kwargs)
+        return resample_separable, of_data, resample_separable, of_seg
+
+    def determine_segmentation_softmax_export_fn(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As `determine_resampling`."""
+        _, arguments = super().determine_segmentation_softmax_export_fn(*args, **kwargs)
+        return resample_separable, arguments
 
     def plan_experiment(self) -> dict:
         """nnU-Net's; then says which preprocessed data are nnU-Net's own, and what is left to preprocess."""

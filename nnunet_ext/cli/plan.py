@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="training option, network argument, patch_size or batch_size; VALUE is JSON or text; repeatable",
+        help="training option, network argument, patch_size, batch_size or resampling; VALUE is JSON or text; repeatable",
     )
     parser.add_argument(
         "--configuration",
@@ -62,16 +62,20 @@ def run(args: argparse.Namespace) -> int:
     """Derives, checks and writes the plans, and says how to train with them."""
     from nnunet_ext.planning.derive import derive_plans, parse_settings
     from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans, write_plans
+    from nnunet_ext.planning.resampling import SETTING
 
     folder = preprocessed_folder(args.dataset)
     source = None if args.source is None else read_plans(folder, args.source)
     name = args.method
     if name is None and not args.presets and source is not None:
         name = method_of_plans(source)
+    wanted = parse_settings(args.settings)
+    if name is None and not args.presets and set(wanted) == {SETTING}:
+        return _run_without_method(args, folder, wanted)
     method, settings = chosen_method_and_presets(name, args.presets)
     if args.code is not None:
         settings.update(method.settings_of_code()(args.code))
-    settings.update(parse_settings(args.settings))
+    settings.update(wanted)
     if source is None:
         args.source = method.plans_name if (folder / f"{method.plans_name}.json").is_file() else "nnUNetPlans"
         source = read_plans(folder, args.source)
@@ -105,6 +109,22 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}{device_flag()}"
     )
+    return 0
+
+
+def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mapping[str, Any]) -> int:
+    """Plans of any network, with other resampling functions."""
+    from nnunet_ext.planning.plans_files import read_plans, write_plans
+    from nnunet_ext.planning.resampling import derive_resampling
+
+    source = args.source or "nnUNetPlans"
+    plans = derive_resampling(
+        read_plans(folder, source), name=args.name, settings=settings, configurations=args.configurations
+    )
+    what = write_plans(folder, plans, overwrite=args.overwrite)
+    print(f"From {source}:")
+    print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
+    print(f"Preprocess and train with: -p {args.name} (nnUNetv2_preprocess: -plans_name {args.name})")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Makes our trainers and planners visible to the stock nnU-Net commands. Runs at every start of Python.
+"""Makes our trainers, planners and resampling visible to the stock nnU-Net commands. Runs at every start of Python.
 
 So nothing is imported here but `sys` and `_thread`, which every Python holds already; all else waits until nnU-Net's
 own modules are imported.
@@ -7,7 +7,7 @@ own modules are imported.
 import sys
 from _thread import _local
 
-from nnunet_ext.discovery.searched import PLANNER_MODULE, TRAINER_MODULE
+from nnunet_ext.discovery.searched import PLANNER_MODULE, RESAMPLING_MODULE, TRAINER_MODULE
 
 TYPE_CHECKING = False  # as in `typing`, which is not imported for that
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-MODULES = (TRAINER_MODULE, PLANNER_MODULE)
+MODULES = (TRAINER_MODULE, PLANNER_MODULE, RESAMPLING_MODULE)
 
 
 def _hook(module: "ModuleType") -> None:

@@ -12,6 +12,7 @@ from nnunet_ext.methods import Method
 from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
 from nnunet_ext.planning.plans_files import check_plans_name
+from nnunet_ext.planning.resampling import SETTING, with_resampling
 
 _WIDTH_RULE = ("base_features", "max_features")
 
@@ -32,7 +33,8 @@ def derive_plans(
         dataset_json: of the data set; says channels and labels.
         method: whose network and options are written.
         name: `plans_name` of the result.
-        settings: option -> JSON value: training options, arch_kwargs of the network, `patch_size`, `batch_size`.
+        settings: option -> JSON value: training options, arch_kwargs of the network, `patch_size`, `batch_size`,
+            `resampling`.
         configurations: only these; by default all that have an architecture of their own and that the method supports.
             Configurations that inherit follow the one that they inherit from.
 
@@ -142,7 +144,10 @@ def _configuration(
     options = {**((values.get(PLANS_KEY) or {}) if ours else {}), **by_place["training"]}
     values[PLANS_KEY] = asdict(method.options_class().from_plans(options))
     patch_size = values["patch_size"]
-    values.update(_checked_sizes(by_place["configuration"], len(patch_size)))
+    sizes = by_place["configuration"]
+    if SETTING in sizes:
+        values = with_resampling(values, sizes.pop(SETTING))
+    values.update(_checked_sizes(sizes, len(patch_size)))
     if ours:
         arch_kwargs = _at_patch(before["arch_kwargs"], method, patch_size, values["patch_size"])
     else:

@@ -11,6 +11,7 @@ from nnunet_ext.planning.options import architecture_options
 CONFIGURATION_SETTINGS = {
     "patch_size": "voxels of a training patch along each axis, a list",
     "batch_size": "patches in a training step",
+    "resampling": "nnunet or separable: nnU-Net's own functions, or ours that are equal to them and faster",
 }
 
 
