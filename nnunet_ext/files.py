@@ -1,5 +1,6 @@
-"""Files that matter are written to a temporary name beside their place, flushed to disk, and renamed."""
+"""Files that matter are written to a temporary name beside their place, flushed to disk, and renamed; their SHA-256."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -36,6 +37,15 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as hex digits."""
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -10,9 +10,9 @@ from torch import Tensor
 from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.med_danet.accounting import case_votes, counts_of
 from nnunet_ext.med_danet.network import MedDANet
-from nnunet_ext.prediction.batching import batched_predictor
+from nnunet_ext.prediction.sliding_window import row_predictor
 
-Predictor: Any = batched_predictor()
+Predictor: Any = row_predictor()
 
 
 class RecordingPredictor(Predictor):

@@ -1,6 +1,5 @@
 """From the plan of a submission to its archive: every prediction checked, then all packed."""
 
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -137,12 +136,3 @@ def submitted_file(entry: Entry) -> bytes:
         array = label_map.volume.voxels
     data = encode(array, reference.header, reference.affine if reference.header is None else None)
     return compress(data) if entry.name.endswith(".gz") else data
-
-
-def sha256(path: Path) -> str:
-    """Of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

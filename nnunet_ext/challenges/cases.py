@@ -1,7 +1,6 @@
 """One case on its way from the download into nnU-Net's raw data set: checked, then written."""
 
 import gzip
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from nnunet_ext.challenges.volumes import (
     read_header,
     read_volume,
 )
+from nnunet_ext.files import sha256_of
 
 ENDING = ".nii.gz"
 
@@ -191,17 +191,7 @@ def _short(path: Path) -> str:
 def state(path: Path) -> dict[str, Any]:
     """Size, time of the last change and SHA-256 of a file."""
     facts = path.stat()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return {"size": facts.st_size, "changed": facts.st_mtime_ns, "sha256": digest.hexdigest()}
-
-
-def _digest(file: Any) -> Any:
-    """`hashlib.file_digest`, which Python 3.10 does not have."""
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest
+    return {"size": facts.st_size, "changed": facts.st_mtime_ns, "sha256": sha256_of(path)}
 
 
 def has_changed(paths: Sequence[Path], known: dict[str, Any]) -> bool:

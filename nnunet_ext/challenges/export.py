@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_ext.challenges.archive import check_entry, sha256, values_never_seen, write_archive
+from nnunet_ext.challenges.archive import check_entry, values_never_seen, write_archive
 from nnunet_ext.challenges.facts import Challenge, counted, listed
 from nnunet_ext.challenges.parallel import each
 from nnunet_ext.challenges.submission import Options, plan_folder, plan_tasks
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import sha256_of
 
 
 def export(
@@ -64,7 +65,7 @@ def export(
         lines += [f"  {entry.name} <- {entry.prediction or 'background'}" for entry in entries]
         return "\n".join([*lines, f"Nothing was written; {output} would be."])
     write_archive(entries, output, processes)
-    lines.append(f"  {output}: {output.stat().st_size} bytes, sha256 {sha256(output)}")
+    lines.append(f"  {output}: {output.stat().st_size} bytes, sha256 {sha256_of(output)}")
     return "\n".join([*lines, tasks[0].submission.upload])
 
 

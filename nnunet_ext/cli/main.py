@@ -14,15 +14,10 @@ from nnunet_ext.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its module, and its line in the help.
-
-    The module has `add_arguments(parser)` and `run(args) -> int`; or `run_words(words) -> int` alone where another
-    program's parser reads the arguments.
-    """
+    """A subcommand: its module, with `add_arguments(parser)` and `run(args) -> int`, and its line in the help."""
 
     module: str
     help: str
-    foreign: bool = False
 
 
 COMMANDS = {
@@ -33,7 +28,7 @@ COMMANDS = {
     "presets": Command("nnunet_ext.cli.presets", "list a method's named settings"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
-    "predict": Command("nnunet_ext.cli.predict", "nnUNetv2_predict with batches of slices in 2d configurations", True),
+    "predict": Command("nnunet_ext.cli.predict", "predict with any nnU-Net model, as nnUNetv2_predict does, sooner"),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
     "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
     "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
@@ -69,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv and argv[0] in COMMANDS and COMMANDS[argv[0]].foreign:
-        return import_module(COMMANDS[argv[0]].module).run_words(argv[1:])
     args = build_parser(argv).parse_args(argv)
     return args.run(args)
 
@@ -110,7 +103,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         description = _sentence(command.help)
         subparser = subparsers.add_parser(name, help=command.help, description=description, allow_abbrev=False)
-        if name == chosen and not command.foreign:
+        if name == chosen:
             module = import_module(command.module)
             module.add_arguments(subparser)
             subparser.set_defaults(run=_run_of(module))

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="training option, network argument, patch_size, batch_size or resampling; VALUE is JSON or text; repeatable",
+        help="training option, network argument, patch_size, batch_size, resampling; VALUE is JSON or text; repeatable",
     )
     parser.add_argument(
         "--configuration",

@@ -50,10 +50,10 @@ def load_model(config: dict[str, Any], model: Path) -> Any:
     install()
     import torch
 
-    from nnunet_ext.prediction.batching import batched_predictor
+    from nnunet_ext.prediction.sliding_window import row_predictor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = batched_predictor()(
+    predictor = row_predictor()(
         tile_step_size=config["step_size"],
         use_mirroring=config["mirroring"],
         perform_everything_on_device=device.type == "cuda",

@@ -5,7 +5,6 @@ Files come from timm's hub (through the Hugging Face cache) or from the user: `.
 channels, grid and depths.
 """
 
-import hashlib
 import pickle
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import sha256_of
 from nnunet_ext.med_tuning.backbones import vit_state_from_npz
 from nnunet_ext.med_tuning.network import BACKBONE
 from nnunet_ext.med_tuning.options import MedTuningOptions
@@ -115,15 +115,6 @@ def _from_hub(backbone: str, repository: str, names: tuple[str, ...]) -> Path:
         f"download {names[0]} of {repository} from the Hugging Face hub elsewhere and name the file with 'nnunet_ext "
         f"plan --set weights_file=FILE', or train from random weights with '--set pretrained=false'."
     )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA256 of a file, as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_weights(path: Path, backbone: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def with_resampling(values: Mapping[str, Any], choice: Any) -> dict[str, Any]:
     others = {key: values[key] for key in KEYS if values.get(key) not in FUNCTIONS.values()}
     if others:
         found = ", ".join(f"{key}={name}" for key, name in others.items())
-        raise ConfigurationError(f"{SETTING}={choice} replaces nnU-Net's default functions only; the plans have {found}.")
+        raise ConfigurationError(f"{SETTING}={choice} replaces nnU-Net's default functions only; these are {found}.")
     return {**values, **dict.fromkeys(KEYS, FUNCTIONS[choice])}
 
 

@@ -1,64 +1,155 @@
-"""`nnUNetv2_predict` with batches of slices in 2d configurations: nnU-Net's own entry point with our predictor."""
+"""The body of `nnunet_ext predict`: what is asked for is checked, then predicted."""
 
 import argparse
+import contextlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.files import write_json
 
-NAME = "nnunet_ext predict"
 
+def predict(args: argparse.Namespace) -> int:
+    """Predicts the images of a folder; `args` are those of `nnunet_ext.cli.predict`.
 
-def predict(words: Sequence[str]) -> None:
-    """Runs nnU-Net's command with these arguments, all of which are its own; `--device` is its `-device` too.
+    Returns:
+        The exit code: 0 where every case has its files, else 1.
 
     Raises:
         ConfigurationError: images or model are not there, or torch does not find the device; nothing was written.
-        SystemExit: the help was asked for, or nnU-Net refuses an argument.
     """
-    words = ["-device" if word == "--device" else word for word in words]
-    if "-h" not in words and "--help" not in words:
-        check(words)
-    from nnunetv2.inference import predict_from_raw_data as stock
+    folds = tuple(fold if fold == "all" else _number(fold) for fold in args.f)
+    check(args, folds)
+    import torch
 
-    from nnunet_ext.prediction.batching import batched_predictor
+    from nnunet_ext.prediction.model import check_model, load_model
+    from nnunet_ext.prediction.pipeline import How, predict_cases
+    from nnunet_ext.prediction.records import Records, describe_source
+    from nnunet_ext.prediction.timing import Timing
 
-    with _replaced(stock, "nnUNetPredictor", batched_predictor()), _replaced(sys, "argv", [NAME, *words]):
-        stock.predict_entry_point()
+    folder = _model_folder(args)
+    checkpoints = check_model(folder, folds, args.chk)
+    how = How(
+        device=torch.device(args.device),
+        step_size=args.step_size,
+        mirroring=not args.disable_tta,
+        on_device=not args.not_on_device,
+        probabilities=args.save_probabilities,
+        exact=args.precision == "exact",
+        progress=not args.disable_progress_bar,
+    )
+    # nnU-Net sets them so: on a GPU more threads do not help
+    torch.set_num_threads(1 if args.device == "cuda" else os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = args.device == "cuda"
+    model = load_model(folder, folds, args.chk)
+    cases = find_cases(model, args)
+    output = Path(args.o)
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {"step_size": how.step_size, "mirroring": how.mirroring, "precision": args.precision,
+                "probabilities": how.probabilities, "device": args.device}  # fmt: skip
+    records = Records(output, describe_source([folder / "plans.json", *checkpoints], settings))
+    records.clear()
+    # as nnU-Net does: its ensembling and postprocessing read them
+    write_json(output / "dataset.json", model.dataset)
+    write_json(output / "plans.json", model.plans.plans)
+    given = {name: value if isinstance(value, (int, float, list)) else str(value) for name, value in vars(args).items()}
+    write_json(output / "predict_from_raw_data_args.json", {k: v for k, v in given.items() if k != "run"})
+    left = cases
+    if args.continue_prediction:
+        left = [case for case in cases if not records.is_done(case.name, case.files)]
+        print(f"{len(cases) - len(left)} of {len(cases)} cases are done already.")
+    with Timing() as timing:
+        failed = predict_cases(model, left, records, how, timing)
+    if left:
+        print(timing.table())
+    if args.timing is not None:
+        write_json(args.timing, timing.report())
+    if failed:
+        print(f"{len(failed)} of {len(left)} cases failed: {', '.join(failed)}.")
+    return 1 if failed else 0
 
 
-def check(words: Sequence[str]) -> None:
-    """Refuses what nnU-Net would find out late, after it has made the output folder or preprocessed the images.
+def check(args: argparse.Namespace, folds: Sequence[Any]) -> None:
+    """Refuses what would be found out late.
 
     Raises:
         ConfigurationError: in a sentence what is wrong.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, default in (("-i", None), ("-d", None), ("-c", None), ("-tr", "nnUNetTrainer"), ("-p", "nnUNetPlans"),
-                          ("-chk", "checkpoint_final.pth"), ("-device", "cuda")):  # fmt: skip
-        parser.add_argument(name, default=default)
-    parser.add_argument("-f", nargs="+", default=["0", "1", "2", "3", "4"])
-    parser.add_argument("-num_parts", type=int, default=1)
-    parser.add_argument("-part_id", type=int, default=0)
+    from nnunet_ext.prediction.model import check_model
+
+    if not 0 <= args.part_id < args.num_parts:
+        raise ConfigurationError(f"-part_id must be from 0 to -num_parts - 1, found {args.part_id}.")
+    if not 0 < args.step_size <= 1:
+        raise ConfigurationError(f"-step_size must be above 0 and at most 1, found {args.step_size}.")
+    if not Path(args.i).is_dir():
+        raise ConfigurationError(f"There is no folder {args.i} with images.")
+    if args.prev_stage_predictions is not None and not Path(args.prev_stage_predictions).is_dir():
+        raise ConfigurationError(f"There is no folder {args.prev_stage_predictions} with predictions.")
+    output = Path(args.o)
+    if output.exists() and not output.is_dir():
+        raise ConfigurationError(f"{args.o} is not a folder. Choose another one with -o.")
+    existing = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise ConfigurationError(f"You may not write into {existing}. Choose another folder with -o.")
+    if args.timing is not None and not args.timing.absolute().parent.is_dir():
+        raise ConfigurationError(f"There is no folder for {args.timing}.")
+    check_model(_model_folder(args), folds, args.chk)
+    _check_device(args.device)
+
+
+def find_cases(model: Any, args: argparse.Namespace) -> list[Any]:
+    """The cases of this part, as nnU-Net finds them in the folder.
+
+    Raises:
+        ConfigurationError: there is none, a channel or a prediction of the stage before is missing.
+    """
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    from nnunet_ext.prediction.pipeline import Case
+
+    ending, channels = model.ending, len(model.dataset.get("channel_names", model.dataset.get("modality", ())))
+    with contextlib.redirect_stdout(None):
+        found = create_lists_from_splitted_dataset_folder(str(args.i), ending)
+    if not found:
+        raise ConfigurationError(f"{args.i} holds no image that ends in _0000{ending}, as this model's images do.")
+    before = model.configuration.previous_stage_name
+    if before is not None and args.prev_stage_predictions is None:
+        raise ConfigurationError(
+            f"This model continues from predictions of {before}. Give their folder with -prev_stage_predictions."
+        )
+    cases = []
+    for files in found[args.part_id :: args.num_parts]:
+        name = os.path.basename(files[0])[: -(len(ending) + 5)]
+        if len(files) != channels:
+            raise ConfigurationError(
+                f"{args.i} has {len(files)} of {channels} channels of the case {name}: expected {name}_0000{ending} to "
+                f"{name}_{channels - 1:04d}{ending}."
+            )
+        previous = None
+        if before is not None:
+            previous = Path(args.prev_stage_predictions) / f"{name}{ending}"
+            if not previous.is_file():
+                raise ConfigurationError(f"There is no {previous}, the prediction of {before} for the case {name}.")
+        cases.append(Case(name, tuple(map(Path, files)), previous))
+    return cases
+
+
+def _number(fold: str) -> int:
     try:
-        asked, _ = parser.parse_known_args(list(words))
-    except (argparse.ArgumentError, SystemExit):
-        return  # nnU-Net's own parser says what is wrong
-    if None in (asked.i, asked.d, asked.c):
-        return
-    if not 0 <= asked.part_id < asked.num_parts:
-        raise ConfigurationError(f"-part_id must be from 0 to -num_parts - 1, found {asked.part_id}.")
-    if not Path(asked.i).is_dir():
-        raise ConfigurationError(f"There is no folder {asked.i} with images.")
-    _check_model(asked)
-    _check_device(asked.device)
+        return int(fold)
+    except ValueError:
+        raise ConfigurationError(f"-f takes numbers of folds, or all; found {fold}.") from None
 
 
-def _check_model(asked: argparse.Namespace) -> None:
+def _model_folder(args: argparse.Namespace) -> Path:
+    if args.m is not None:
+        if args.d is not None or args.c is not None:
+            raise ConfigurationError("Give the model either as a folder with -m, or with -d, -c, -tr and -p.")
+        return Path(args.m)
+    if args.d is None or args.c is None:
+        raise ConfigurationError("Give the model as a folder with -m, or with -d and -c (and -tr, -p).")
     if not os.environ.get("nnUNet_results"):
         raise ConfigurationError(
             "The environment variable nnUNet_results is not set; it says where trained models are."
@@ -66,14 +157,9 @@ def _check_model(asked: argparse.Namespace) -> None:
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     try:
-        model = Path(get_output_folder(asked.d, asked.tr, asked.p, asked.c))
+        return Path(get_output_folder(args.d, args.tr, args.p, args.c))
     except RuntimeError as error:
-        raise ConfigurationError(f"There is no data set {asked.d}: {error}") from error
-    for fold in asked.f:
-        if not (model / f"fold_{fold}" / asked.chk).is_file():
-            raise ConfigurationError(
-                f"{model} has no fold_{fold}/{asked.chk}. Choose with -d, -tr, -p, -c, -f and -chk."
-            )
+        raise ConfigurationError(f"There is no data set {args.d}: {error}") from error
 
 
 def _check_device(device: str) -> None:
@@ -83,13 +169,3 @@ def _check_device(device: str) -> None:
         raise ConfigurationError("torch finds no CUDA GPU, on which nnU-Net predicts by default. Use -device cpu.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigurationError("torch finds no Apple GPU (mps). Use -device cpu.")
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -1,4 +1,4 @@
-"""A label map from rows of logits, as nnU-Net makes it from all logits at once.
+"""Labels and probabilities from rows of logits, as nnU-Net makes them from all logits at once.
 
 nnU-Net interpolates each class linearly to the image's grid in float64, rounds to the logits' float16, and takes the
 class with the largest value. An interpolated value lies between the values around it, and rounding keeps the order. So
@@ -7,9 +7,10 @@ are; most boxes are left with one class, and nothing has to be interpolated ther
 what is too close for it is computed again as nnU-Net does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ SINGLE = 2.0**-20  # error of an interpolation in float32, as a share of the lar
 class Piece:
     """A stretch `[start, stop)` of the result along one axis and what it is interpolated of.
 
-    `first`, `second` and their weights (float64) are those of each voxel, counted from `source[0]`; `matrix` is the
-    same as one float32 matrix `[stop - start, source voxels]`.
+    `first`, `second` and their weights (float64) are those of each voxel, counted from `source[0]`; `single` and
+    `double` are the same as one matrix `[stop - start, source voxels]` in float32 and float64.
     """
 
     start: int
@@ -39,7 +40,8 @@ class Piece:
     first: np.ndarray
     second: np.ndarray
     weights: tuple[np.ndarray, np.ndarray]
-    matrix: Tensor
+    single: Tensor
+    double: Tensor
 
 
 def is_linear(matrix: np.ndarray) -> bool:
@@ -59,16 +61,53 @@ def pieces(matrix: np.ndarray, size: int) -> list[Piece]:
     for start in range(0, len(matrix), size):
         here = slice(start, min(start + size, len(matrix)))
         low, high = int(first[here].min()), int(second[here].max()) + 1
-        block = torch.from_numpy(matrix[here, low:high].astype(np.float32))
+        block = torch.from_numpy(matrix[here, low:high].copy())
         places = (first[here] - low, second[here] - low)
-        found.append(Piece(here.start, here.stop, (low, high), *places, (one[here], two[here]), block))
+        found.append(Piece(here.start, here.stop, (low, high), *places, (one[here], two[here]), block.float(), block))
     return found
 
 
-class LabelRows:
-    """Takes logits row by row along the first axis, and writes the labels of each row as soon as they are certain.
+class _Rows:
+    """Takes logits row by row along the first axis; what is made of a row is written as soon as it is certain.
 
     Only the rows that are still needed are kept.
+    """
+
+    def __init__(self, grids: Grids, order: int, order_z: int) -> None:
+        matrices = axis_matrices(grids, order, order_z)
+        if matrices is None:
+            raise ValueError(f"Rows of logits are interpolated with the orders 0 and 1, found {order} and {order_z}.")
+        self.rows, self.columns = pieces(matrices[0], ROWS), [pieces(matrix, TILE) for matrix in matrices[1:]]
+        self.shape = grids.shape
+        self.start = self.done = 0  # the first row that is kept; how many pieces are written
+        self.kept: Tensor | None = None
+
+    def add(self, logits: Tensor) -> None:
+        """The next rows `[C, k, H, W]`, float16 or float32, on the CPU; they are not changed."""
+        assert logits.shape[2:] == self.shape[1:], f"{tuple(logits.shape)} are no rows of {self.shape}"
+        kept = logits if self.kept is None else torch.cat([self.kept, logits], 1)
+        stop = self.start + kept.shape[1]
+        while self.done < len(self.rows) and self.rows[self.done].source[1] <= stop:
+            rows = self.rows[self.done]
+            low, high = (at - self.start for at in rows.source)
+            for one, two in product(*self.columns):
+                self._write(kept[:, low:high, slice(*one.source), slice(*two.source)], (rows, one, two))
+            self.done += 1
+        needed = stop if self.complete else max(self.rows[self.done].source[0], self.start)
+        self.kept, self.start = kept[:, min(needed, stop) - self.start :].clone(), min(needed, stop)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is written."""
+        return self.done == len(self.rows)
+
+    def _write(self, box: Tensor, place: tuple[Piece, Piece, Piece]) -> None:
+        """Makes one tile of the result of the logits `box [C, k, h, w]` that it is interpolated of."""
+        raise NotImplementedError
+
+
+class LabelRows(_Rows):
+    """Writes the labels of rows of logits.
 
     Args:
         grids: from the logits' grid to that of the label map.
@@ -93,42 +132,16 @@ class LabelRows:
         regions: Sequence[int] | None = None,
         exact: bool = True,
     ) -> None:
-        matrices = axis_matrices(grids, order, order_z)
-        if matrices is None:
-            raise ValueError(f"Rows of logits are interpolated with the orders 0 and 1, found {order} and {order_z}.")
-        self.rows, self.columns = pieces(matrices[0], ROWS), [pieces(matrix, TILE) for matrix in matrices[1:]]
+        super().__init__(grids, order, order_z)
         self.labels, self.regions, self.exact = labels, regions, exact
-        self.shape = grids.shape
-        self.start = self.done = 0  # the first row that is kept; how many pieces are written
-        self.kept: Tensor | None = None
 
-    def add(self, logits: Tensor) -> None:
-        """The next rows `[C, k, H, W]`, float16 or float32, on the CPU; they are not changed."""
-        assert logits.shape[2:] == self.shape[1:], f"{tuple(logits.shape)} are no rows of {self.shape}"
-        kept = logits if self.kept is None else torch.cat([self.kept, logits], 1)
-        stop = self.start + kept.shape[1]
-        while self.done < len(self.rows) and self.rows[self.done].source[1] <= stop:
-            piece = self.rows[self.done]
-            low, high = (at - self.start for at in piece.source)
-            self._write(piece, kept[:, low:high])
-            self.done += 1
-        if self.done == len(self.rows):
-            self.kept, self.start = None, stop
-            return
-        needed = min(piece.source[0] for piece in self.rows[self.done :])
-        self.kept = kept[:, max(needed - self.start, 0) :].clone()
-        self.start = max(needed, self.start)
+    def _write(self, box: Tensor, place: tuple[Piece, Piece, Piece]) -> None:
+        out = self.labels[_region(place)]
+        if self.regions is None:
+            self._largest(box, place, out)
+        else:
+            self._above_half(box, place, out)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every row of the label map is written."""
-        return self.done == len(self.rows)
-
-    def _write(self, rows: Piece, logits: Tensor) -> None:
-        for one, two in product(*self.columns):
-            box = logits[:, :, slice(*one.source), slice(*two.source)]
-            out = self.labels[rows.start : rows.stop, one.start : one.stop, two.start : two.stop]
-            (self._largest if self.regions is None else self._above_half)(box, (rows, one, two), out)
     def _largest(self, box: Tensor, place: tuple[Piece, Piece, Piece], out: np.ndarray) -> None:
         """Writes the class with the largest logit; of equal ones the first."""
         low, high = _ranges(box)
@@ -156,7 +169,7 @@ class LabelRows:
             if low[number] > doubt:
                 out[...] = label
                 continue
-            logits = _interpolated(box[[number]], place)[0]
+            logits = _interpolated(box[[number]].float(), [piece.single for piece in place])[0].numpy()
             inside = logits > 0
             if self.exact:
                 at = np.nonzero(np.abs(logits) <= doubt)
@@ -164,6 +177,46 @@ class LabelRows:
                     values = torch.from_numpy(_as_nnunet(box[[number]], place, part)[0])
                     inside[part] = (torch.sigmoid(values.float()) > 0.5).numpy()
             out[inside] = label
+
+
+class ProbabilityRows(_Rows):
+    """Writes the probabilities of rows of logits.
+
+    Args:
+        grids: from the logits' grid to that of the probabilities.
+        order: of the interpolation, 0 or 1.
+        order_z: of the axis that is taken by itself, 0 or 1.
+        probabilities: `[C, D', H', W']` float32, is written to; a view of a larger array will do.
+        nonlinearity: makes probabilities of logits `[C, *sizes]`, float32.
+
+    Raises:
+        ValueError: the orders are none of these.
+    """
+
+    def __init__(
+        self,
+        grids: Grids,
+        order: int,
+        order_z: int,
+        probabilities: np.ndarray,
+        nonlinearity: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__(grids, order, order_z)
+        self.probabilities, self.nonlinearity = probabilities, nonlinearity
+
+    def _write(self, box: Tensor, place: tuple[Piece, Piece, Piece]) -> None:
+        logits = _interpolated(box.double(), [piece.double for piece in place]).numpy()
+        rounded = logits.astype(_numpy_type(box))  # by numpy: torch rounds to float32 in between
+        where = (slice(None), *_region(place))
+        self.probabilities[where] = self.nonlinearity(torch.from_numpy(rounded).float())
+
+
+def _numpy_type(box: Tensor) -> Any:
+    return box[:0].numpy().dtype
+
+
+def _region(place: tuple[Piece, Piece, Piece]) -> tuple[slice, ...]:
+    return tuple(slice(piece.start, piece.stop) for piece in place)
 
 
 def axis_matrices(grids: Grids, order: int, order_z: int) -> list[np.ndarray] | None:
@@ -180,11 +233,11 @@ def _ranges(box: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return flat.amin(1).float().numpy(), flat.amax(1).float().numpy()
 
 
-def _interpolated(box: Tensor, place: tuple[Piece, Piece, Piece]) -> np.ndarray:
-    """`box [C, k, h, w]` on the grid of the result, `[C, k', h', w']`, float32."""
-    rows, one, two = (piece.matrix for piece in place)
-    x = torch.matmul(one, torch.matmul(box.float(), two.T))
-    return torch.matmul(rows, x.flatten(2)).view(len(x), len(rows), *x.shape[2:]).numpy()
+def _interpolated(box: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """`box [C, k, h, w]` on the grid of the result, `[C, k', h', w']`."""
+    rows, one, two = matrices
+    x = torch.matmul(one, torch.matmul(box, two.T))
+    return torch.matmul(rows, x.flatten(2)).view(len(x), len(rows), *x.shape[2:])
 
 
 def _best_two(
@@ -195,7 +248,8 @@ def _best_two(
     winner = np.zeros(shape, np.intp)
     more, less = np.empty(shape, bool), np.empty(shape, np.float32)
     for start in range(0, len(near), TOGETHER):
-        for number, x in enumerate(_interpolated(box[near[start : start + TOGETHER]], place), start):
+        classes = box[near[start : start + TOGETHER]].float()
+        for number, x in enumerate(_interpolated(classes, [piece.single for piece in place]).numpy(), start):
             np.greater(x, best, out=more)
             np.minimum(x, best, out=less)
             np.maximum(second, less, out=second)

@@ -1,8 +1,8 @@
 """Spline interpolation between two grids along one axis, as a matrix.
 
-`skimage.transform.resize` and `scipy.ndimage.map_coordinates` on a grid are linear in the values and work along each axis
-by itself. What one of them does along an axis is therefore a matrix, and its columns are what the routine makes of unit
-vectors: nothing of it is written here a second time.
+`skimage.transform.resize` and `scipy.ndimage.map_coordinates` on a grid are linear in the values and work along each
+axis by itself. What one of them does along an axis is therefore a matrix, and its columns are what the routine makes of
+unit vectors: nothing of it is written here a second time.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ ROWS = 64  # of a matrix that are applied together
 @lru_cache(256)
 def resize_matrix(n: int, m: int, order: int) -> np.ndarray:
     """`[m, n]`, float64: how nnU-Net resizes an axis of `n` voxels to `m`, by `resize(mode="edge")`."""
-    return _frozen(np.eye(n) if n == m else resize(np.eye(n), (m, n), order, mode="edge", clip=False, anti_aliasing=False))
+    return _frozen(
+        np.eye(n) if n == m else resize(np.eye(n), (m, n), order, mode="edge", clip=False, anti_aliasing=False)
+    )
 
 
 @lru_cache(256)

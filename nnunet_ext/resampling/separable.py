@@ -1,6 +1,6 @@
 """`resample_separable`: nnU-Net's resampling function, several times faster and equal to it.
 
-Plans name it (`resampling_fn_data`, `resampling_fn_seg`, `resampling_fn_probabilities`), and nnU-Net's commands find it.
+Plans name it (`resampling_fn_data`, `resampling_fn_seg`, `resampling_fn_probabilities`); nnU-Net's commands find it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -105,9 +105,9 @@ def _labels(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.nd
 def resize_labels(
     volume: np.ndarray, matrices: Sequence[np.ndarray], nearest: Sequence[np.ndarray], order: int
 ) -> np.ndarray:
-    """The label with the largest interpolated indicator; `nearest`: the matrices of order 0, which settle what is equal.
+    """The label with the largest interpolated indicator; each is interpolated where it can reach only.
 
-    Each label is interpolated where it can reach only.
+    `nearest`: the matrices of order 0, which settle what is equal.
     """
     closest = volume[np.ix_(*(matrix.argmax(1) for matrix in nearest))]
     if order == 0:

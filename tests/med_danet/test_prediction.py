@@ -16,13 +16,13 @@ from nnunet_ext.cli import main as cli
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
-from nnunet_ext.prediction.batching import BatchedTiles
 from nnunet_ext.prediction.command import predict
+from nnunet_ext.prediction.sliding_window import LogitRows
 from nnunet_ext.trainers import recording
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
 
 
-class BatchingPredictor(BatchedTiles, stock.nnUNetPredictor):
+class BatchingPredictor(LogitRows, stock.nnUNetPredictor):
     pass
 
 
@@ -148,7 +148,7 @@ def test_the_command_is_nnunets_with_another_predictor(monkeypatch):
     seen = []
 
     def entry_point():
-        seen.append((sys.argv[:], issubclass(stock.nnUNetPredictor, BatchedTiles)))
+        seen.append((sys.argv[:], issubclass(stock.nnUNetPredictor, LogitRows)))
         importlib.reload(recording)  # as where nnU-Net imports the trainer only now
         raise InterruptedError
 

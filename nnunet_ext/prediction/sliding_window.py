@@ -1,0 +1,123 @@
+"""nnU-Net's sliding window with logits that come row by row, and with many tiles at once for 2D networks.
+
+Tiles are weighted and added in nnU-Net's order and precision, so that the logits are equal to its own, bit for bit in
+3D and up to the rounding of the network's batches in 2D. The tiles come along the first axis: what lies before the next
+tile's first row is final, and is handed on and forgotten.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+BATCH = 16  # tiles of a 2d configuration that the network gets together
+
+
+class LogitRows:
+    """Goes before `nnUNetPredictor` among the bases of a class: `logit_rows`, and batches of tiles for 2d networks."""
+
+    batch = BATCH
+    configuration_manager: Any
+    label_manager: Any
+    device: torch.device
+    use_gaussian: bool
+    allow_tqdm: bool
+    _internal_maybe_mirror_and_predict: Any
+
+    def batches(self, slicers: Sequence[Any]) -> list[Sequence[Any]]:
+        """The tiles of each pass, in order: single ones in 3D."""
+        step = self.batch if len(self.configuration_manager.patch_size) == 2 else 1
+        return [slicers[start : start + step] for start in range(0, len(slicers), step)]
+
+    @torch.inference_mode()
+    def logit_rows(self, data: Tensor, slicers: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
+        """The logits of `data [C, D, H, W]`, `[K, k, H, W]` in float16 on `device`: the next k rows at each step.
+
+        Raises:
+            RuntimeError: the network's logits are not finite in float16; or torch's, where memory is out.
+        """
+        from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+        data = data.to(device)
+        gaussian: Any = 1
+        if self.use_gaussian:
+            patch = tuple(self.configuration_manager.patch_size)
+            gaussian = compute_gaussian(patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=device)
+        sums = _Sums(self.label_manager.num_segmentation_heads, data.shape[1:], device)
+        batches = self.batches(slicers)
+        with tqdm(total=len(slicers), disable=not self.allow_tqdm) as progress:
+            for number, tiles in enumerate(batches):
+                x = torch.stack([data[tile] for tile in tiles]).to(self.device)
+                for tile, logits in zip(tiles, self._internal_maybe_mirror_and_predict(x), strict=True):
+                    logits = logits.to(device)
+                    if self.use_gaussian:
+                        logits *= gaussian
+                    sums.add(tile, logits, gaussian)
+                progress.update(len(tiles))
+                after = _first_row(batches[number + 1][0]) if number + 1 < len(batches) else data.shape[1]
+                if after > sums.start:
+                    yield sums.take(after)
+
+    def _internal_predict_sliding_window_return_logits(
+        self, data: Tensor, slicers: Sequence[Any], do_on_device: bool = True
+    ) -> Tensor:
+        if len(self.configuration_manager.patch_size) != 2:
+            return super()._internal_predict_sliding_window_return_logits(  # type: ignore[misc]
+                data, slicers, do_on_device
+            )
+        device = self.device if do_on_device else torch.device("cpu")
+        return torch.cat(list(self.logit_rows(data, slicers, device)), 1)
+
+
+class _Sums:
+    """Weighted sums of logits for the rows that are not final yet, from row `start`; float16, as nnU-Net's."""
+
+    def __init__(self, heads: int, shape: Sequence[int], device: torch.device) -> None:
+        self.heads, self.shape, self.device = heads, tuple(shape), device
+        self.start = 0
+        self.logits, self.weights = self._zeros(0)
+
+    def _zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+        size = (rows, *self.shape[1:])
+        logits = torch.zeros((self.heads, *size), dtype=torch.half, device=self.device)
+        return logits, torch.zeros(size, dtype=torch.half, device=self.device)
+
+    def add(self, tile: Sequence[Any], logits: Tensor, weights: Any) -> None:
+        """Adds weighted logits where the tile lies."""
+        first = _first_row(tile)
+        rows = logits.shape[1] if isinstance(tile[1], slice) else 1
+        missing = first + rows - self.start - len(self.weights)
+        if missing > 0:
+            more = self._zeros(missing)
+            self.logits, self.weights = torch.cat([self.logits, more[0]], 1), torch.cat([self.weights, more[1]])
+        inside = first - self.start
+        where = (slice(None), slice(inside, inside + rows) if isinstance(tile[1], slice) else inside, *tile[2:])
+        self.logits[where] += logits
+        self.weights[where[1:]] += weights
+
+    def take(self, stop: int) -> Tensor:
+        """The final logits of the rows from `start` to `stop`, which are kept no longer."""
+        rows = stop - self.start
+        result = self.logits[:, :rows] / self.weights[:rows]
+        self.logits, self.weights, self.start = self.logits[:, rows:].clone(), self.weights[rows:].clone(), stop
+        if torch.isinf(result).any():
+            raise RuntimeError("The prediction has infinite values: the network's logits are too large for float16.")
+        return result
+
+
+def _first_row(tile: Sequence[Any]) -> int:
+    return tile[1].start if isinstance(tile[1], slice) else tile[1]
+
+
+@functools.cache
+def row_predictor() -> Any:
+    """nnU-Net's predictor with `LogitRows`: a class, made of nnU-Net's own at the first call."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    class Predictor(LogitRows, nnUNetPredictor):
+        pass
+
+    return Predictor
