@@ -7,7 +7,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """nnU-Net's arguments, and ours."""
     parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named as for nnU-Net (CASE_0000.nii.gz)")
-    parser.add_argument("-o", required=True, metavar="FOLDER", help="label maps go here; it is made if need be")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="label maps go here; it is made if need be"
+    )
     model = parser.add_argument_group("the model, as for nnUNetv2_predict or as a folder")
     model.add_argument("-d", metavar="DATASET", help="id, name or DatasetXXX_Name")
     model.add_argument("-c", metavar="CONFIGURATION", help="such as 3d_fullres")

@@ -45,7 +45,7 @@ def predict(args: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = args.device == "cuda"
     model = load_model(folder, folds, args.chk)
     cases = find_cases(model, args)
-    output = Path(args.o)
+    output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     settings = {"step_size": how.step_size, "mirroring": how.mirroring, "precision": args.precision,
                 "probabilities": how.probabilities, "device": args.device}  # fmt: skip
@@ -87,9 +87,9 @@ def check(args: argparse.Namespace, folds: Sequence[Any]) -> None:
         raise ConfigurationError(f"There is no folder {args.i} with images.")
     if args.prev_stage_predictions is not None and not Path(args.prev_stage_predictions).is_dir():
         raise ConfigurationError(f"There is no folder {args.prev_stage_predictions} with predictions.")
-    output = Path(args.o)
+    output = Path(args.output)
     if output.exists() and not output.is_dir():
-        raise ConfigurationError(f"{args.o} is not a folder. Choose another one with -o.")
+        raise ConfigurationError(f"{args.output} is not a folder. Choose another one with -o.")
     existing = next(place for place in (output, *output.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK):
         raise ConfigurationError(f"You may not write into {existing}. Choose another folder with -o.")

@@ -51,12 +51,13 @@ def load_model(folder: Path, folds: Sequence[int | str], checkpoint: str) -> Mod
     plans = PlansManager(read_json(folder / "plans.json"))
     checkpoints = [read_checkpoint(path) for path in paths]
     first = checkpoints[0]
-    trainer = recursive_find_trainer_class_by_name(first["trainer_name"])
-    if trainer is None:
+    try:
+        trainer = recursive_find_trainer_class_by_name(first["trainer_name"])
+    except RuntimeError as error:
         raise ConfigurationError(
             f"{folder} was trained by {first['trainer_name']}, which nnU-Net does not find here. Install the package "
             f"that has it, or name its folder in nnUNet_extTrainer."
-        )
+        ) from error
     configuration = plans.get_configuration(first["init_args"]["configuration"])
     labels = plans.get_label_manager(dataset)
     sizes = (determine_num_input_channels(plans, configuration, dataset), labels.num_segmentation_heads)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.prediction.export import CaseExport
 from nnunet_ext.prediction.model import Model, compiled
 from nnunet_ext.prediction.preprocessing import preprocess
@@ -70,6 +71,7 @@ class Predictor:
             self.networks[0], model.plans, model.configuration, None, model.dataset, model.trainer, model.mirroring
         )
 
+    @torch.inference_mode()
     def rows(self, data: Tensor, on_device: bool) -> Iterator[Tensor]:
         """Logits of `data [C, D, H, W]`, the mean of all folds: `[K, k, H, W]`, float16, on the CPU."""
         from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -96,7 +98,7 @@ class Predictor:
         while True:
             self.predictor.network = network  # folds take turns
             cuda = self.how.device.type == "cuda"
-            with torch.inference_mode(), torch.autocast("cuda") if cuda else contextlib.nullcontext():
+            with torch.autocast("cuda") if cuda else contextlib.nullcontext():
                 part = next(rows, None)
             if part is None:
                 return
@@ -115,7 +117,8 @@ def predict_cases(
     failed: dict[str, str] = {}
 
     def fails(case: Case, error: Exception) -> None:
-        failed[case.name] = f"{type(error).__name__}: {error}"
+        what = "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
+        failed[case.name] = f"{what}{error}"
         say(f"nnunet_ext: {case.name} failed: {failed[case.name]}")
 
     running: deque[tuple[Case, Future]] = deque()

@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from scipy.ndimage import label
 from torch import Tensor
 
+from nnunet_ext.prediction.images import check_whole
 from nnunet_ext.prediction.model import Model
 from nnunet_ext.prediction.timing import Timing
 from nnunet_ext.resampling.separable import resample_separable
@@ -30,6 +32,7 @@ def preprocess(model: Model, images: Sequence[str], previous: str | None, timing
         timing: gets the seconds of reading, cropping, normalisation and resampling.
 
     Raises:
+        ConfigurationError: a file is cut off.
         Exception: whatever the reader raises for a file that it cannot read.
     """
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -38,6 +41,8 @@ def preprocess(model: Model, images: Sequence[str], previous: str | None, timing
     preprocessor = model.configuration.preprocessor_class(verbose=False)
     reader = model.plans.image_reader_writer_class()
     with timing.stage("read"):
+        for path in (*images, *([] if previous is None else [previous])):
+            check_whole(Path(path))
         data, properties = reader.read_images(list(images))
         segmentation = None if previous is None else reader.read_seg(previous)[0]
     configuration = model.configuration

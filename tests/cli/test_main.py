@@ -34,10 +34,7 @@ def test_version_and_help_import_nothing_heavy(argv):
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_subcommand_has_its_two_functions(name):
     module = import_module(cli.COMMANDS[name].module)
-    if cli.COMMANDS[name].foreign:
-        assert callable(module.run_words)
-    else:
-        assert callable(module.add_arguments) and callable(module.run)
+    assert callable(module.add_arguments) and callable(module.run)
 
 
 def test_the_help_names_every_subcommand(capsys):
@@ -135,7 +132,7 @@ def parser_of(name):
     return next(a for a in parser._actions if a.choices and name in a.choices).choices[name]
 
 
-@pytest.mark.parametrize("name", sorted(name for name, command in cli.COMMANDS.items() if not command.foreign))
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_one_word_means_one_thing_in_every_command(name):
     actions = {option: action for action in parser_of(name)._actions for option in action.option_strings}
     positional = {action.dest: action for action in parser_of(name)._actions if not action.option_strings}
@@ -159,6 +156,9 @@ ARGUMENTS = {  # what scripts of users rely on; the challenges' commands have th
     "presets": "method --json",
     "plan": "dataset --method --preset --from --code --name --set --configuration --overwrite",
     "info": "source --plans --configuration --rivals --patch --dice --measure --json",
+    "predict": "-i -o -d -c -tr -p -m -f -chk -step_size --disable_tta --save_probabilities "
+    "--continue_prediction -prev_stage_predictions -num_parts -part_id -device --not_on_device --disable_progress_bar "
+    "--verbose -npp -nps --precision --timing",
     "report": "model_folder -o --overwrite",
     "container": "model_folder -o --layout --input --output-slug --base --folds --checkpoint --disable-tta --step-size "
     "--challenge --task",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import nnunet_ext.discovery.startup
-from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
+from nnunet_ext.discovery.registry import PLANNERS, RESAMPLING, TRAINERS
 
 BRIDGE = os.path.join(nnunet_ext.__path__[0], "discovery", "bridge")
 
@@ -25,6 +25,10 @@ def find_planner(name):  # as nnunetv2.experiment_planning.plan_and_preprocess_a
     from nnunetv2.experiment_planning.plan_and_preprocess_api import recursive_find_python_class
     folder = join(nnunetv2.__path__[0], "experiment_planning")
     return recursive_find_python_class(folder, name, current_module="nnunetv2.experiment_planning")
+
+def find_resampling(name):
+    from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
+    return recursive_find_resampling_fn_by_name(name)
 
 def facts(found, again, canonical):
     return {
@@ -73,10 +77,10 @@ def found():
         FIND
         + """
 from importlib import import_module
-from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
+from nnunet_ext.discovery.registry import PLANNERS, RESAMPLING, TRAINERS
 from nnunet_ext.discovery.startup import install
 result = {}
-for find, names in ((find_trainer, TRAINERS), (find_planner, PLANNERS)):
+for find, names in ((find_trainer, TRAINERS), (find_planner, PLANNERS), (find_resampling, RESAMPLING)):
     for name, module in names.items():
         first = find(name)
         result[name] = facts(first, find(name), getattr(import_module(module), name))
@@ -85,6 +89,7 @@ from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 result["stock trainer"] = find_trainer("nnUNetTrainer") is nnUNetTrainer
 result["stock planner"] = find_planner("ExperimentPlanner").__module__
+result["stock resampling"] = find_resampling("resample_torch_simple").__module__
 result["unknown"] = [hasattr(stock, "NoSuchTrainer"), hasattr(planning, "NoSuchPlanner")]
 result["heavy searches"] = sorted(name for name in sys.modules if name.startswith("nnunetv2") and "primus" in name)
 before = vars(stock)["__getattr__"], sys.meta_path[:]
@@ -97,7 +102,7 @@ print(json.dumps(result))
     )
 
 
-@pytest.mark.parametrize(("name", "module"), {**TRAINERS, **PLANNERS}.items())
+@pytest.mark.parametrize(("name", "module"), {**TRAINERS, **PLANNERS, **RESAMPLING}.items())
 def test_nnunet_finds_the_canonical_class(found, name, module):
     assert found[name] == canonical(module, name)
 
@@ -105,6 +110,7 @@ def test_nnunet_finds_the_canonical_class(found, name, module):
 def test_nnunets_own_classes_are_found_as_before(found):
     assert found["stock trainer"] is True
     assert found["stock planner"].startswith("nnunetv2.experiment_planning.")
+    assert found["stock resampling"] == "nnunetv2.preprocessing.resampling.resample_torch"
 
 
 def test_unknown_names_stay_unknown(found):

@@ -1,8 +1,6 @@
 """The batching predictor against nnU-Net's, what it records of routing, and the command's arguments."""
 
-import importlib
 import json
-import sys
 
 import pytest
 import torch
@@ -12,13 +10,10 @@ from med_danet.small import TWO, arch_kwargs
 from nnunetv2.inference import predict_from_raw_data as stock
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.cli import main as cli
 from nnunet_ext.med_danet.accounting import EMPTY, case_votes, counts_by_content, validation_report
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.network import MedDANet
-from nnunet_ext.prediction.command import predict
 from nnunet_ext.prediction.sliding_window import LogitRows
-from nnunet_ext.trainers import recording
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
 
 
@@ -141,68 +136,3 @@ def test_the_trainers_predictor_is_nnunets_again_afterwards():
         assert module.nnUNetPredictor(device=torch.device("cpu")) is made[0]
         raise KeyError
     assert module.nnUNetPredictor is stock.nnUNetPredictor
-
-
-def test_the_command_is_nnunets_with_another_predictor(monkeypatch):
-    """Its parser, its body and its help; what is replaced for it is put back, also after an error."""
-    seen = []
-
-    def entry_point():
-        seen.append((sys.argv[:], issubclass(stock.nnUNetPredictor, LogitRows)))
-        importlib.reload(recording)  # as where nnU-Net imports the trainer only now
-        raise InterruptedError
-
-    before = stock.nnUNetPredictor, sys.argv
-    monkeypatch.setattr(stock, "predict_entry_point", entry_point)
-    with pytest.raises(InterruptedError):
-        predict(["-h", "-step_size", "0.7", "--device", "cpu"])
-    assert seen == [(["nnunet_ext predict", "-h", "-step_size", "0.7", "-device", "cpu"], True)]
-    assert (stock.nnUNetPredictor, sys.argv) == before
-
-
-def test_the_commands_help_is_nnunets(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["predict", "-h"])
-    assert end.value.code == 0
-    assert "usage: nnunet_ext predict [-h] -i I -o O -d D" in capsys.readouterr().out
-
-
-def test_what_nnunets_parser_refuses_is_left_to_it(capsys):
-    for words in (["-i", "x"], ["-i", "x", "-o", "y", "-d", "1", "-c", "2d", "-part_id", "one"]):
-        with pytest.raises(SystemExit) as end:
-            cli.main(["predict", *words])
-        assert end.value.code == 2
-        assert "usage: nnunet_ext predict" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"-i": "nowhere"}, "no folder nowhere"),
-        ({"-part_id": "1"}, "-part_id must be"),
-        ({"-f": "x"}, "no fold_x/checkpoint_final.pth"),
-        ({"-d": "999"}, "no data set 999"),
-        ({"-f": "0", "-device": "cuda"}, "no CUDA GPU"),
-        ({"-f": "0"}, "no CUDA GPU"),
-        ({"-f": "0", "--device": "mps"}, "no Apple GPU"),
-    ],
-)
-def test_wrong_arguments_of_the_command_get_a_sentence(change, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.setattr("nnunetv2.utilities.file_path_utilities.nnUNet_results", str(tmp_path))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    fold = tmp_path / "Dataset007_Tiny" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
-    fold.mkdir(parents=True)
-    (fold / "checkpoint_final.pth").touch()
-    words = {"-i": str(tmp_path), "-o": str(tmp_path / "out"), "-d": "Dataset007_Tiny", "-c": "2d", **change}
-    assert cli.main(["predict", *(word for pair in words.items() for word in pair)]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_help_and_unknown_words_are_left_to_nnunet():
-    from nnunet_ext.prediction.command import check
-
-    assert check(["-h"]) is None  # without an exit: nnU-Net's own parser answers
-    assert check(["-i", "nowhere", "-d", "7"]) is None

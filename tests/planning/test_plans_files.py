@@ -356,6 +356,57 @@ def test_the_command_takes_the_method_of_the_plans_it_starts_from(folder, capsys
     assert second["architecture"]["arch_kwargs"]["sparsity"] == 0.9 and second["nnunet_ext"]["num_epochs"] == 9
 
 
+OURS, NNUNETS = "resample_separable", "resample_data_or_seg_to_shape"
+FUNCTIONS = ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities")
+
+
+@pytest.fixture
+def with_functions(stock):
+    for values in stock["configurations"].values():
+        if "architecture" in values:
+            values.update({**dict.fromkeys(FUNCTIONS, NNUNETS), "resampling_fn_data_kwargs": {"order": 3}})
+    return stock
+
+
+def test_resampling_is_chosen_beside_a_method(with_functions):
+    derived = derive(with_functions, {"resampling": "separable", "batch_size": 3})["configurations"]
+    assert [derived["3d_fullres"][key] for key in FUNCTIONS] == [OURS] * 3
+    assert (
+        derived["3d_fullres"]["resampling_fn_data_kwargs"] == {"order": 3} and derived["3d_fullres"]["batch_size"] == 3
+    )
+    assert derived["2d"] == with_functions["configurations"]["2d"]
+    back = derive(derive(with_functions, {"resampling": "separable"}), {"resampling": "nnunet"})["configurations"]
+    assert [back["3d_fullres"][key] for key in FUNCTIONS] == [NNUNETS] * 3
+
+
+@pytest.mark.parametrize(("change", "value", "message"), [
+    ({}, "fast", "must be nnunet or separable, found 'fast'"),
+    ({"resampling_fn_seg": "resample_torch_fornnunet"}, "separable", "these are resampling_fn_seg=resample_torch_forn"),
+])  # fmt: skip
+def test_resampling_that_cannot_be_chosen(with_functions, change, value, message):
+    with_functions["configurations"]["3d_fullres"].update(change)
+    with pytest.raises(ConfigurationError, match=message):
+        derive(with_functions, {"resampling": value})
+
+
+def test_stock_plans_get_another_resampling(with_functions, folder, capsys):
+    (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
+    assert main(["plan", "7", "--from", "nnUNetPlans", "--name", "Fast", "--set", "resampling=separable"]) == 0
+    assert "-p Fast" in capsys.readouterr().out
+    plans = json.loads((folder / "Fast.json").read_text())
+    for name, values in plans["configurations"].items():
+        before = with_functions["configurations"][name]
+        expected = before if "inherits_from" in before else {**before, **dict.fromkeys(FUNCTIONS, OURS)}
+        assert values == expected
+    assert plans["plans_name"] == "Fast"
+    words = ["plan", "7", "--name", "One", "--set", "resampling=separable", "--configuration"]
+    assert main([*words, "2d"]) == 0
+    one = json.loads((folder / "One.json").read_text())["configurations"]
+    assert one["2d"]["resampling_fn_data"] == OURS and one["3d_fullres"]["resampling_fn_data"] == NNUNETS
+    assert main([*words, "4d"]) == 1
+    assert "Unknown configuration: 4d" in capsys.readouterr().err
+
+
 def test_the_command_lists_the_plans_that_are_there(folder, capsys):
     assert main(["plan", "7", "--method", "e2enet", "--from", "Plans", "--name", "New"]) == 1
     error = capsys.readouterr().err
