@@ -16,6 +16,7 @@ from torch import Tensor
 
 SMALL = 1e-12  # weights below this share of the largest one are left out: a spline's reach a sample falls 0.27-fold
 ROWS = 64  # of a matrix that are applied together
+SLAB = 2**21  # voxels that go through the first axes together
 
 
 @lru_cache(256)
@@ -49,16 +50,26 @@ def reach(matrix: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     return int(used[0]), int(used[-1]) + 1
 
 
-def apply_matrices(x: Tensor, matrices: Sequence[np.ndarray]) -> Tensor:
-    """`x [*sizes]` with a matrix `[m, n]` for each axis -> `[*ms]`, in x's precision and with torch's threads.
+def apply_matrices(x: Tensor | np.ndarray, matrices: Sequence[np.ndarray]) -> Tensor:
+    """`x [*sizes]` with a matrix `[m, n]` for each axis -> `[*ms]`, float64, with torch's threads.
 
-    Axes are taken in the order that keeps the volumes between them small.
+    Axes are taken in the order that keeps the volumes between them small, and all but the last slab by slab, so that no
+    second volume of the size of `x` is needed.
     """
-    order = sorted(range(x.ndim), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
-    for axis in order:
-        if not is_identity(matrices[axis]):
-            x = _along(x, matrices[axis], axis)
-    return x
+    x = torch.as_tensor(x)
+    sizes = list(x.shape)
+    *others, last = sorted(range(x.ndim), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
+    others = [axis for axis in others if not is_identity(matrices[axis])]
+    for axis in others:
+        sizes[axis] = len(matrices[axis])
+    between = torch.empty(sizes, dtype=torch.float64, device=x.device)
+    size = max(1, SLAB * x.shape[last] // x.numel())
+    for start in range(0, x.shape[last], size):
+        slab = x.narrow(last, start, min(size, x.shape[last] - start)).double()
+        for axis in others:
+            slab = _along(slab, matrices[axis], axis)
+        between.narrow(last, start, slab.shape[last]).copy_(slab)
+    return between if is_identity(matrices[last]) else _along(between, matrices[last], last)
 
 
 def _along(x: Tensor, matrix: np.ndarray, axis: int) -> Tensor:

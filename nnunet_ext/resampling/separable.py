@@ -6,7 +6,6 @@ Plans name it (`resampling_fn_data`, `resampling_fn_seg`, `resampling_fn_probabi
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from scipy.ndimage import find_objects
 from torch import Tensor
 
@@ -64,7 +63,7 @@ def _image(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.nda
     low, high = volume.min(apart, keepdims=True), volume.max(apart, keepdims=True)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return _stock(volume, grids, order, order_z)
-    x = apply_matrices(torch.from_numpy(volume.astype(np.float64)), grids.in_plane(order)).numpy()
+    x = apply_matrices(volume, grids.in_plane(order)).numpy()
     np.clip(x, low, high, out=x)
     return x if grids.thick is None else _through_plane(x, grids, order_z)
 
@@ -84,7 +83,7 @@ def _through_plane(x: np.ndarray, grids: Grids, order_z: int) -> np.ndarray:
         return x
     matrices = [np.eye(n) for n in x.shape]
     matrices[grids.thick] = grids.through_plane(order_z)
-    return apply_matrices(torch.from_numpy(x), matrices).numpy()
+    return apply_matrices(x, matrices).numpy()
 
 
 def _labels(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.ndarray:
@@ -138,7 +137,7 @@ def scores(
         return
     numbered = np.searchsorted(values, volume).astype(np.int32) + 1
     for number, box in enumerate(find_objects(numbered)):
-        inside = torch.from_numpy((numbered[box] == number + 1).astype(np.float64))
+        inside = numbered[box] == number + 1
         region, parts = [], []
         for matrix, side in zip(matrices, box, strict=True):
             first, last = reach(matrix[:, side].T, 0, side.stop - side.start)

@@ -1,0 +1,298 @@
+"""Stages of prediction beside nnU-Net's: preprocessing, labels from logits, and the whole commands.
+
+    python benchmarks/prediction_pipeline.py stages --out benchmarks/results/prediction_stages.json
+    python benchmarks/prediction_pipeline.py commands --out benchmarks/results/prediction_commands.json
+
+Each measurement is a process of its own, one thread, opponents in turns; medians of ratios of process time, and of the
+largest resident memory. Images are synthetic. Logits are those of a network that is sure of its organs (balls with
+blurred borders and some noise) or of one that knows nothing (noise, the worst case). nnU-Net's functions are its own.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SPACING = {"ct": (1.5, 1.5, 1.5), "mr": (1.0, 0.8, 0.8), "thick": (5.0, 0.7, 0.7)}
+# name -> size of the image (voxels), its spacing (mm), channels, kind of plans
+IMAGES = {
+    "CT 300x512x512, 1.5x0.8x0.8 mm": ((300, 512, 512), (1.5, 0.8, 0.8), 1, "ct"),
+    "MR 160x240x240, 1.1 mm, 2 channels": ((160, 240, 240), (1.1, 1.1, 1.1), 2, "mr"),
+    "MR 24x512x512, 5.5x0.5x0.5 mm": ((24, 512, 512), (5.5, 0.5, 0.5), 1, "thick"),
+}
+LOGITS = {
+    "CT, 16 classes, sure": ("CT 300x512x512, 1.5x0.8x0.8 mm", 16, "sure"),
+    "CT, 16 classes, noise": ("CT 300x512x512, 1.5x0.8x0.8 mm", 16, "noise"),
+    "CT, 117 classes, sure": ("CT 300x512x512, 1.5x0.8x0.8 mm", 117, "sure"),
+    "CT of half the size, 117 classes, sure": ("half", 117, "sure"),
+    "MR, 4 classes, sure": ("MR 160x240x240, 1.1 mm, 2 channels", 4, "sure"),
+    "MR of thick slices, 4 classes, sure": ("MR 24x512x512, 5.5x0.5x0.5 mm", 4, "sure"),
+}
+TOO_LARGE = {"CT, 117 classes, sure"}  # for nnU-Net on a machine with 24 GiB: 21 GiB of float64 and 17 of float16
+
+
+def image_of(name):
+    if name == "half":
+        return (150, 256, 256), (3.0, 1.6, 1.6), 1, "ct"
+    return IMAGES[name]
+
+
+def plans(kind, channels):
+    """nnU-Net's plans, as far as preprocessing and export read them."""
+    how = {"is_seg": False, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": [64, 128, 128], "median_image_size_in_voxels": [64, 128, 128], "spacing": list(SPACING[kind]),
+        "normalization_schemes": ["CTNormalization" if kind == "ct" else "ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [kind != "ct"] * channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": {**how, "order": 3},
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**how, "order": 1, "is_seg": True},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {**how, "order": 1}, "architecture": {}, "batch_dice": False,
+    }  # fmt: skip
+    facts = {"mean": 0.0, "std": 300.0, "percentile_00_5": -900.0, "percentile_99_5": 900.0}
+    return {
+        "dataset_name": "Dataset999_Synthetic", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(channel): facts for channel in range(channels)},
+    }  # fmt: skip
+
+
+def model(kind, channels, classes):
+    """A model without networks."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ext.prediction.model import Model
+
+    manager = PlansManager(plans(kind, channels))
+    dataset = {"channel_names": {str(c): "CT" for c in range(channels)}, "file_ending": ".nii.gz",
+               "labels": {"background": 0, **{f"c{k}": k for k in range(1, classes)}}}  # fmt: skip
+    labels = manager.get_label_manager(dataset)
+    return Model(Path(), (), "", [], manager, manager.get_configuration("3d_fullres"), labels, dataset, "", None)
+
+
+def write_images(folder, name):
+    """A body with organs: air is -1000 in a CT and 0 in an MR."""
+    import SimpleITK as sitk
+
+    size, spacing, channels, kind = image_of(name)
+    rng = np.random.default_rng(0)
+    z, y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in size)
+    body = (y[None, :, None] ** 2 + x[None, None, :] ** 2 + 0.1 * z[:, None, None] ** 2) < 0.6
+    files = []
+    for channel in range(channels):
+        noise = rng.integers(-40, 40, size, np.int16)
+        organs = (300 * np.sin(7 * z)[:, None, None] * np.cos(9 * y)[None, :, None] * np.sin(8 * x)).astype(np.int16)
+        array = np.where(body, organs + noise + (0 if kind == "ct" else 400), -1000 if kind == "ct" else 0)
+        image = sitk.GetImageFromArray(array.astype(np.int16))
+        image.SetSpacing(spacing[::-1])
+        files.append(str(folder / f"case_{channel:04d}.nii.gz"))
+        sitk.WriteImage(image, files[-1])
+    return files
+
+
+def logits_of(name, classes, kind):
+    """`[K, D, H, W]` float16 at the network's spacing, and the properties that nnU-Net keeps of the image."""
+    import torch
+
+    size, spacing, _, plan = image_of(name)
+    shape = [round(n * a / b) for n, a, b in zip(size, spacing, SPACING[plan], strict=True)]
+    rng = np.random.default_rng(1)
+    result = torch.empty((classes, *shape), dtype=torch.half)
+    z, y, x = (torch.linspace(0, 1, n) for n in shape)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
+    for k in range(classes):
+        if kind == "noise":
+            result[k] = torch.randn(shape)
+        elif k == 0:
+            result[k] = 2 + noise
+        else:
+            centre, radius = rng.random(3), rng.uniform(0.03, 0.15)
+            distance = (
+                (z[:, None, None] - centre[0]) ** 2 + (y[:, None] - centre[1]) ** 2 + (x - centre[2]) ** 2
+            ).sqrt()
+            result[k] = ((radius - distance) * 80).clamp(-14, 14) + noise.flip(k % 3)
+    box = [[0, n] for n in size]
+    header = {"spacing": spacing[::-1], "origin": (0, 0, 0), "direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}
+    properties = {
+        "spacing": list(spacing),
+        "shape_before_cropping": tuple(size),
+        "bbox_used_for_cropping": box,
+        "shape_after_cropping_and_before_resampling": tuple(size),
+        "sitk_stuff": header,
+    }
+    return result, properties
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def current():
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Measured:
+    """Process seconds, wall seconds, and how much the largest resident memory rose above what was there before."""
+
+    def __enter__(self):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the largest resident size begins anew
+        self.before, self.wall, self.process = current(), time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_):
+        seconds, wall = time.process_time() - self.process, time.perf_counter() - self.wall
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        high = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        self.result = {"seconds": seconds, "wall": wall, "bytes": high - self.before, "peak": high}
+
+
+def measure_preprocessing(name, opponent, folder):
+    import torch
+
+    from nnunet_ext.prediction.preprocessing import preprocess
+    from nnunet_ext.prediction.timing import Timing
+
+    torch.set_num_threads(1)
+    *_, channels, kind = image_of(name)
+    files = [str(folder / f"case_{channel:04d}.nii.gz") for channel in range(channels)]
+    made = model(kind, channels, 2)
+    preprocessor = made.configuration.preprocessor_class(verbose=False)
+    for _ in range(2):  # the second case of a process is measured
+        timing = Timing()
+        with Measured() as measured:
+            if opponent == "nnunet":
+                data = preprocessor.run_case(files, None, made.plans, made.configuration, made.dataset)[0]
+            else:
+                with timing.case("case"):
+                    data = preprocess(made, files, None, timing)[0].numpy()
+    stages = timing.report()["cases"].get("case", {})
+    return {**measured.result, "stages": stages, "sum": float(data.astype(np.float64).sum()), "shape": data.shape}
+
+
+def measure_export(name, opponent, folder):
+    import hashlib
+
+    import SimpleITK as sitk
+    import torch
+    from nnunetv2.inference.export_prediction import export_prediction_from_logits
+
+    from nnunet_ext.prediction.export import CaseExport
+
+    torch.set_num_threads(1)
+    image, classes, kind = LOGITS[name]
+    made = model(image_of(image)[3], image_of(image)[2], classes)
+    logits, properties = logits_of(image, classes, kind)
+    with Measured() as measured:
+        if opponent == "nnunet":
+            export_prediction_from_logits(
+                logits, properties, made.configuration, made.plans, made.dataset, str(folder / "out"), False, 1
+            )
+        else:
+            export = CaseExport(made, logits.shape[1:], properties, folder, exact=opponent == "ours")
+            for start in range(0, logits.shape[1], 64):  # as a sliding window with a patch of 128 hands them on
+                export.add(logits[:, start : start + 64])
+            export.finish()
+            export.write(folder / "out")
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "out.nii.gz")))
+    return {**measured.result, "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16],
+            "voxels by label": np.bincount(labels.ravel()).tolist()[:5], "logits": logits.numel() * 2}  # fmt: skip
+
+
+def in_process(part, name, opponent, folder):
+    """One measurement in a process of its own."""
+    words = [sys.executable, __file__, "one", part, name, opponent, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr else f"signal {-done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def stages(args):
+    report = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as place:
+        for part, names in (("preprocessing", IMAGES), ("export", LOGITS)):
+            for name in names:
+                if args.only and args.only not in f"{part} {name}":
+                    continue
+                folder = Path(place, "work")
+                folder.mkdir()
+                if part == "preprocessing":
+                    write_images(folder, name)
+                opponents = ["nnunet", "ours"] + (["fast"] if part == "export" else [])
+                runs = {opponent: [] for opponent in opponents}
+                for _ in range(args.rounds):
+                    for opponent in opponents:
+                        if opponent == "nnunet" and name in TOO_LARGE:
+                            continue
+                        runs[opponent].append(in_process(part, name, opponent, folder))
+                        print(part, name, opponent, runs[opponent][-1], flush=True)
+                report[f"{part}: {name}"] = summary(runs)
+                subprocess.run(["rm", "-r", str(folder)], check=True)
+                if args.out:
+                    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def summary(runs):
+    found = {}
+    for opponent, results in runs.items():
+        if not results:
+            found[opponent] = "not run: does not fit the machine"
+            continue
+        found[opponent] = {
+            "process seconds": round(statistics.median(r["seconds"] for r in results), 2),
+            "GB above what was there": round(statistics.median(r["bytes"] for r in results) / 1e9, 3),
+            "GB of the process": round(statistics.median(r["peak"] for r in results) / 1e9, 3),
+            **{key: results[-1][key] for key in ("stages", "labels", "sum", "voxels by label") if key in results[-1]},
+        }
+    for opponent, results in runs.items():
+        if opponent != "nnunet" and runs["nnunet"]:
+            pairs = list(zip(runs["nnunet"], results, strict=True))
+            found[f"nnunet / {opponent}"] = {
+                "process seconds": round(statistics.median(a["seconds"] / b["seconds"] for a, b in pairs), 2),
+                "memory": round(statistics.median(a["bytes"] / b["bytes"] for a, b in pairs), 2),
+            }
+    return found
+
+
+def machine():
+    import torch
+
+    return {"cpu capability of torch": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
+            "cores": os.cpu_count(), "threads": 1}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("stages", "one"))
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="measurements whose name contains this")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.what == "one":
+        part, name, opponent, folder = args.words
+        measure = {"preprocessing": measure_preprocessing, "export": measure_export}[part]
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = measure(name, opponent, Path(folder))
+        print(json.dumps(result))
+    else:
+        stages(args)
+
+
+if __name__ == "__main__":
+    main()
