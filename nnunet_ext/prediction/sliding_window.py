@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 BATCH = 16  # tiles of a 2d configuration that the network gets together
+TOGETHER = 8  # rows that are handed on at once
 
 
 class LogitRows:
@@ -59,7 +60,7 @@ class LogitRows:
                 progress.update(len(tiles))
                 after = _first_row(batches[number + 1][0]) if number + 1 < len(batches) else data.shape[1]
                 if after > sums.start:
-                    yield sums.take(after)
+                    yield from sums.take(after)
 
     def _internal_predict_sliding_window_return_logits(
         self, data: Tensor, slicers: Sequence[Any], do_on_device: bool = True
@@ -76,36 +77,44 @@ class _Sums:
     """Weighted sums of logits for the rows that are not final yet, from row `start`; float16, as nnU-Net's."""
 
     def __init__(self, heads: int, shape: Sequence[int], device: torch.device) -> None:
-        self.heads, self.shape, self.device = heads, tuple(shape), device
         self.start = 0
-        self.logits, self.weights = self._zeros(0)
-
-    def _zeros(self, rows: int) -> tuple[Tensor, Tensor]:
-        size = (rows, *self.shape[1:])
-        logits = torch.zeros((self.heads, *size), dtype=torch.half, device=self.device)
-        return logits, torch.zeros(size, dtype=torch.half, device=self.device)
+        self.logits = torch.zeros((heads, 0, *shape[1:]), dtype=torch.half, device=device)
+        self.weights = torch.zeros((0, *shape[1:]), dtype=torch.half, device=device)
 
     def add(self, tile: Sequence[Any], logits: Tensor, weights: Any) -> None:
         """Adds weighted logits where the tile lies."""
-        first = _first_row(tile)
-        rows = logits.shape[1] if isinstance(tile[1], slice) else 1
-        missing = first + rows - self.start - len(self.weights)
-        if missing > 0:
-            more = self._zeros(missing)
-            self.logits, self.weights = torch.cat([self.logits, more[0]], 1), torch.cat([self.weights, more[1]])
-        inside = first - self.start
-        where = (slice(None), slice(inside, inside + rows) if isinstance(tile[1], slice) else inside, *tile[2:])
+        inside = _first_row(tile) - self.start
+        deep = isinstance(tile[1], slice)
+        rows = slice(inside, inside + logits.shape[1] if deep else inside + 1)
+        self._make_room(rows.stop)
+        where = (slice(None), rows if deep else inside, *tile[2:])
         self.logits[where] += logits
         self.weights[where[1:]] += weights
 
-    def take(self, stop: int) -> Tensor:
-        """The final logits of the rows from `start` to `stop`, which are kept no longer."""
+    def _make_room(self, rows: int) -> None:
+        missing = rows - len(self.weights)
+        if missing > 0:
+            heads, _, *size = self.logits.shape
+            self.logits = torch.cat([self.logits, self.logits.new_zeros((heads, missing, *size))], 1)
+            self.weights = torch.cat([self.weights, self.weights.new_zeros((missing, *size))])
+
+    def take(self, stop: int) -> Iterator[Tensor]:
+        """The final logits of the rows from `start` to `stop`, some rows at a time; they are not kept any longer."""
         rows = stop - self.start
-        result = self.logits[:, :rows] / self.weights[:rows]
-        self.logits, self.weights, self.start = self.logits[:, rows:].clone(), self.weights[rows:].clone(), stop
-        if torch.isinf(result).any():
-            raise RuntimeError("The prediction has infinite values: the network's logits are too large for float16.")
-        return result
+        for first in range(0, rows, TOGETHER):
+            here = slice(first, min(first + TOGETHER, rows))
+            part = self.logits[:, here] / self.weights[here]
+            if torch.isinf(part).any():
+                raise RuntimeError(
+                    "The prediction has infinite values: the network's logits are too large for float16."
+                )
+            yield part
+        for sums in (self.logits.transpose(0, 1), self.weights):
+            for first in range(rows, len(sums), rows):  # by portions that do not overlap their new place
+                portion = sums[first : first + rows]
+                sums[first - rows : first - rows + len(portion)] = portion
+            sums[len(sums) - rows :] = 0
+        self.start = stop
 
 
 def _first_row(tile: Sequence[Any]) -> int:

@@ -85,16 +85,26 @@ class _Rows:
     def add(self, logits: Tensor) -> None:
         """The next rows `[C, k, H, W]`, float16 or float32, on the CPU; they are not changed."""
         assert logits.shape[2:] == self.shape[1:], f"{tuple(logits.shape)} are no rows of {self.shape}"
-        kept = logits if self.kept is None else torch.cat([self.kept, logits], 1)
-        stop = self.start + kept.shape[1]
+        if self.kept is None:
+            self.kept = logits[:, :0]
+        first = self.start + self.kept.shape[1]
+        stop = first + logits.shape[1]
         while self.done < len(self.rows) and self.rows[self.done].source[1] <= stop:
             rows = self.rows[self.done]
-            low, high = (at - self.start for at in rows.source)
+            box = self._between(*rows.source, logits, first)
             for one, two in product(*self.columns):
-                self._write(kept[:, low:high, slice(*one.source), slice(*two.source)], (rows, one, two))
+                self._write(box[:, :, slice(*one.source), slice(*two.source)], (rows, one, two))
             self.done += 1
-        needed = stop if self.complete else max(self.rows[self.done].source[0], self.start)
-        self.kept, self.start = kept[:, min(needed, stop) - self.start :].clone(), min(needed, stop)
+        needed = stop if self.complete else min(max(self.rows[self.done].source[0], self.start), stop)
+        self.kept, self.start = self._between(needed, stop, logits, first).clone(), needed
+
+    def _between(self, low: int, high: int, logits: Tensor, first: int) -> Tensor:
+        """The rows from `low` to `high`, of those that were kept and of the new ones, which begin with row `first`."""
+        assert self.kept is not None
+        if low >= first:
+            return logits[:, low - first : high - first]
+        kept = self.kept[:, low - self.start : high - self.start]
+        return kept if high <= first else torch.cat([kept, logits[:, : high - first]], 1)
 
     @property
     def complete(self) -> bool:
