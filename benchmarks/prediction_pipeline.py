@@ -44,6 +44,8 @@ TOO_LARGE = {"CT, 117 classes, sure"}  # for nnU-Net on a machine with 24 GiB: 2
 def image_of(name):
     if name == "half":
         return (150, 256, 256), (3.0, 1.6, 1.6), 1, "ct"
+    if name == "tiny":
+        return (40, 48, 48), (2.0, 1.0, 1.0), 1, "ct"
     return IMAGES[name]
 
 
@@ -188,28 +190,33 @@ def measure_export(name, opponent, folder):
 
     import SimpleITK as sitk
     import torch
-    from nnunetv2.inference.export_prediction import export_prediction_from_logits
-
-    from nnunet_ext.prediction.export import CaseExport
 
     torch.set_num_threads(1)
     image, classes, kind = LOGITS[name]
     made = model(image_of(image)[3], image_of(image)[2], classes)
+    export(model("ct", 1, 3), opponent, *logits_of("tiny", 3, "noise"), folder)  # what a process allocates once
     logits, properties = logits_of(image, classes, kind)
     with Measured() as measured:
-        if opponent == "nnunet":
-            export_prediction_from_logits(
-                logits, properties, made.configuration, made.plans, made.dataset, str(folder / "out"), False, 1
-            )
-        else:
-            export = CaseExport(made, logits.shape[1:], properties, folder, exact=opponent == "ours")
-            for start in range(0, logits.shape[1], 8):  # as the sliding window hands them on
-                export.add(logits[:, start : start + 8])
-            export.finish()
-            export.write(folder / "out")
+        export(made, opponent, logits, properties, folder)
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "out.nii.gz")))
-    return {**measured.result, "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16],
+    return {**measured.result, "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16], "label map": labels.nbytes,
             "voxels by label": np.bincount(labels.ravel()).tolist()[:5], "logits": logits.numel() * 2}  # fmt: skip
+
+
+def export(made, opponent, logits, properties, folder):
+    from nnunetv2.inference.export_prediction import export_prediction_from_logits
+
+    from nnunet_ext.prediction.export import CaseExport
+
+    if opponent == "nnunet":
+        words = (made.configuration, made.plans, made.dataset, str(folder / "out"))
+        export_prediction_from_logits(logits, properties, *words, False, 1)
+        return
+    case = CaseExport(made, logits.shape[1:], properties, folder, exact=opponent == "ours")
+    for start in range(0, logits.shape[1], 8):  # as the sliding window hands them on
+        case.add(logits[:, start : start + 8])
+    case.finish()
+    case.write(folder / "out")
 
 
 def in_process(part, name, opponent, folder):
@@ -247,6 +254,9 @@ def stages(args):
                     args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
+KEPT = ("stages", "labels", "label map", "sum", "voxels by label")
+
+
 def summary(runs):
     found = {}
     for opponent, results in runs.items():
@@ -257,7 +267,11 @@ def summary(runs):
             "process seconds": round(statistics.median(r["seconds"] for r in results), 2),
             "GB above what was there": round(statistics.median(r["bytes"] for r in results) / 1e9, 3),
             "GB of the process": round(statistics.median(r["peak"] for r in results) / 1e9, 3),
-            **{key: results[-1][key] for key in ("stages", "labels", "sum", "voxels by label") if key in results[-1]},
+            **{
+                key: results[-1][key]
+                for key in ("stages", "labels", "label map", "sum", "voxels by label")
+                if key in results[-1]
+            },
         }
     for opponent, results in runs.items():
         if opponent != "nnunet" and runs["nnunet"]:
