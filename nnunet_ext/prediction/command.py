@@ -24,6 +24,7 @@ def predict(args: argparse.Namespace) -> int:
     check(args, folds)
     import torch
 
+    from nnunet_ext.prediction.memory import keep_freed_memory
     from nnunet_ext.prediction.model import check_model, load_model
     from nnunet_ext.prediction.pipeline import How, predict_cases
     from nnunet_ext.prediction.records import Records, describe_source
@@ -43,6 +44,8 @@ def predict(args: argparse.Namespace) -> int:
     # nnU-Net sets them so: on a GPU more threads do not help
     torch.set_num_threads(1 if args.device == "cuda" else os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = args.device == "cuda"
+    if args.device == "cpu":
+        keep_freed_memory()
     model = load_model(folder, folds, args.chk)
     cases = find_cases(model, args)
     output = Path(args.output)
