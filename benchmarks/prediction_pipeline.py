@@ -1,11 +1,15 @@
 """Stages of prediction beside nnU-Net's: preprocessing, labels from logits, and the whole commands.
 
     python benchmarks/prediction_pipeline.py stages --out benchmarks/results/prediction_stages.json
-    python benchmarks/prediction_pipeline.py commands --out benchmarks/results/prediction_commands.json
+    python benchmarks/prediction_pipeline.py commands 901 IMAGES --spacing 1.5 0.8 0.8 --out FILE
 
 Each measurement is a process of its own, one thread, opponents in turns; medians of ratios of process time, and of the
 largest resident memory. Images are synthetic. Logits are those of a network that is sure of its organs (balls with
 blurred borders and some noise) or of one that knows nothing (noise, the worst case). nnU-Net's functions are its own.
+
+`commands` runs whole commands on real images, resampled to a spacing that scanners have, with untrained models: the
+time does not depend on the weights. The data set must be planned and preprocessed (nnUNetPlans, E2ENetPlans), and
+nnU-Net's folders set; models go to a temporary folder. All get glibc's memory settings that ours chooses for itself.
 """
 
 import argparse
@@ -290,15 +294,131 @@ def machine():
             "cores": os.cpu_count(), "threads": 1}  # fmt: skip
 
 
+COMMANDS = {  # name -> program, trainer, plans, further words
+    "nnUNetv2_predict, nnU-Net": ("nnUNetv2_predict", "nnUNetTrainer", "nnUNetPlans", []),
+    "nnunet_ext predict, nnU-Net": ("nnunet_ext", "nnUNetTrainer", "nnUNetPlans", []),
+    "nnUNetv2_predict, E2ENet": ("nnUNetv2_predict", "E2ENetTrainer", "E2ENetPlans", []),
+    "nnunet_ext predict, E2ENet": ("nnunet_ext", "E2ENetTrainer", "E2ENetPlans", []),
+}
+
+
+def resampled(images, folder, spacing):
+    """The images at another spacing `(z, y, x)`, cubic."""
+    import SimpleITK as sitk
+
+    for path in sorted(images.glob("*.nii.gz")):
+        image = sitk.ReadImage(str(path))
+        new = spacing[::-1]
+        size = [round(n * a / b) for n, a, b in zip(image.GetSize(), image.GetSpacing(), new, strict=True)]
+        where = (image.GetOrigin(), new, image.GetDirection())
+        sitk.WriteImage(sitk.Resample(image, size, sitk.Transform(), sitk.sitkBSpline, *where), str(folder / path.name))
+
+
+def untrained(dataset, trainer_name, plans_name):
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(dataset, "3d_fullres", "all", trainer_name, plans_name, device=torch.device("cpu"))
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    base = Path(trainer.output_folder_base)
+    (base / "plans.json").write_text(json.dumps(trainer.plans_manager.plans), encoding="utf-8")
+    (base / "dataset.json").write_text(json.dumps(trainer.dataset_json), encoding="utf-8")
+    trainer.save_checkpoint(str(base / "fold_all" / "checkpoint_final.pth"))
+
+
+def commands(args):
+    dataset, images = args.words
+    report = {"machine": {**machine(), "threads": os.cpu_count()}, "words": args.predict.split()}
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["nnUNet_results"] = str(Path(place, "results"))  # nobody's models are touched
+        os.environ.update(MALLOC_MMAP_THRESHOLD_=str(2**31 - 1), MALLOC_TRIM_THRESHOLD_=str(2**31 - 1))
+        source = Path(place, "images")
+        source.mkdir()
+        resampled(Path(images), source, args.spacing)
+        for _, trainer, plans_name, _ in COMMANDS.values():
+            untrained(dataset, trainer, plans_name)
+        runs = {name: [] for name in COMMANDS}
+        for number in range(args.rounds):
+            for name, (program, trainer, plans_name, more) in COMMANDS.items():
+                output = Path(place, f"{name} {number}")
+                words = [Path(sys.executable).parent / program, *["predict"] * (program == "nnunet_ext"), "-i", source,
+                         "-o", output, "-d", dataset, "-c", "3d_fullres", "-tr", trainer, "-p", plans_name, "-f", "all",
+                         "-device", "cpu", "--disable_progress_bar", *args.predict.split(), *more]  # fmt: skip
+                runs[name].append(whole_command(words))
+                runs[name][-1]["files"] = len(list(output.glob("*.nii.gz")))
+                print(name, runs[name][-1], flush=True)
+        strongest = "nnUNetv2_predict, nnU-Net"
+        for name, results in runs.items():
+            report[name] = {
+                **{key: statistics.median(r[key] for r in results) for key in ("wall", "seconds", "GB", "files")},
+                f"{strongest} / this": {
+                    key: round(
+                        statistics.median(a[key] / b[key] for a, b in zip(runs[strongest], results, strict=True)), 2
+                    )
+                    for key in ("wall", "seconds", "GB")
+                },
+            }
+        for trainer in ("nnU-Net", "E2ENet"):
+            report[f"labels of {trainer} equal"] = equal_share(
+                Path(place, f"nnUNetv2_predict, {trainer} 0"), Path(place, f"nnunet_ext predict, {trainer} 0")
+            )
+    print(json.dumps(report, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def whole_command(words):
+    """Wall and process seconds of a command with all its processes, and the largest sum of their resident memory."""
+    start, before = time.perf_counter(), os.times()
+    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    most = 0
+    while process.poll() is None:
+        most = max(most, resident(process.pid))
+        time.sleep(0.1)
+    if process.returncode:
+        raise RuntimeError(process.stderr.read().decode()[-2000:])
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall": round(time.perf_counter() - start, 2), "seconds": round(used, 2), "GB": round(most / 1e9, 3)}
+
+
+def resident(process):
+    """Bytes of a process and all its descendants; what they share is counted once."""
+    total = 0
+    with contextlib.suppress(OSError):
+        facts = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+        total = int(facts.split("Pss:")[1].split()[0]) * 1024
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            for child in (thread / "children").read_text(encoding="utf-8").split():
+                total += resident(int(child))
+    return total
+
+
+def equal_share(expected, found):
+    """Share of voxels with the same label, over all cases."""
+    import SimpleITK as sitk
+
+    equal = voxels = 0
+    for path in expected.glob("*.nii.gz"):
+        ours, theirs = (sitk.GetArrayFromImage(sitk.ReadImage(str(f / path.name))) for f in (found, expected))
+        equal, voxels = equal + int((ours == theirs).sum()), voxels + ours.size
+    return equal / voxels
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stages", "one"))
+    parser.add_argument("what", choices=("stages", "commands", "one"))
     parser.add_argument("words", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="measurements whose name contains this")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 0.8, 0.8), help="mm, z y x (commands)")
+    parser.add_argument("--predict", default="--disable_tta", help="further words for both commands (commands)")
     args = parser.parse_args()
-    if args.what == "one":
+    if args.what == "commands":
+        commands(args)
+    elif args.what == "one":
         part, name, opponent, folder = args.words
         measure = {"preprocessing": measure_preprocessing, "export": measure_export}[part]
         with contextlib.redirect_stdout(io.StringIO()):

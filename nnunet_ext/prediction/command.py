@@ -1,7 +1,6 @@
 """The body of `nnunet_ext predict`: what is asked for is checked, then predicted."""
 
 import argparse
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,13 +107,14 @@ def find_cases(model: Any, args: argparse.Namespace) -> list[Any]:
     Raises:
         ConfigurationError: there is none, a channel or a prediction of the stage before is missing.
     """
-    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+    from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
     from nnunet_ext.prediction.pipeline import Case
 
     ending, channels = model.ending, len(model.dataset.get("channel_names", model.dataset.get("modality", ())))
-    with contextlib.redirect_stdout(None):
-        found = create_lists_from_splitted_dataset_folder(str(args.i), ending)
+    names = sorted(path.name for path in Path(args.i).iterdir() if path.name.endswith(ending))
+    identifiers = get_identifiers_from_splitted_dataset_folder(str(args.i), ending)
+    found = [create_paths_fn(str(args.i), names, ending, identifier) for identifier in identifiers]
     if not found:
         raise ConfigurationError(f"{args.i} holds no image that ends in _0000{ending}, as this model's images do.")
     before = model.configuration.previous_stage_name
