@@ -58,6 +58,20 @@ def test_labels_are_nnunets(kind, manager):
             assert np.array_equal(labels, expected), (seed, step)
 
 
+@pytest.mark.parametrize("manager", [LABELS, REGIONS])
+def test_boxes_that_belong_to_one_class(manager):
+    """Where nothing is interpolated: wide areas of classes that are far above all others."""
+    logits = logits_of(0, (6, 150, 170), "unsure") - 20
+    for number, (rows, columns) in enumerate(((0, 0), (0, 80), (70, 0), (70, 80)), 1):
+        logits[number, :, rows : rows + 80, columns : columns + 90] += 40
+    grids = Grids((6, 150, 170), (13, 290, 330), None)
+    resampled = stock(logits.numpy(), grids.new_shape, (1, 1, 1), (1, 1, 1), order=1)
+    labels = np.zeros(grids.new_shape, np.uint8)
+    rows_of(LabelRows(grids, 1, 0, labels, manager.regions_class_order if manager.has_regions else None), logits, 4)
+    assert np.array_equal(labels, manager.convert_logits_to_segmentation(resampled))
+    assert len(np.unique(labels[:, 20:100, 20:100])) == 1 and len(np.unique(labels)) >= 4
+
+
 def test_equal_logits_go_to_the_first_class():
     logits = logits_of(0, (12, 14, 16), "tied")
     grids = Grids.of((12, 14, 16), (24, 28, 32), (1, 1, 1), (0.5, 0.5, 0.5))  # weights 1/4 and 3/4 are exact
