@@ -33,6 +33,7 @@ COMMANDS = {
     "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
     "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
     "export": Command("nnunet_ext.cli.export", "check predictions and pack them as a challenge submission"),
+    "export-model": Command("nnunet_ext.cli.export_model", "write a slim model that nnU-Net's commands predict with"),
     "container": Command("nnunet_ext.cli.container", "write the folder that a challenge's container is built from"),
     "score": Command("nnunet_ext.cli.score", "score predictions with a challenge's metrics, or compare two methods"),
 }

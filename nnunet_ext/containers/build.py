@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import requires, version
@@ -11,12 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.deployment.model_folder import FOLDER_FILES, ModelFolder, open_model, slim_checkpoint
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.files import read_json, write_atomically, write_json
+from nnunet_ext.files import write_atomically, write_json
 from nnunet_ext.weights.checkpoints import read_checkpoint
 
-# What nnU-Net's predictor reads of a checkpoint; the optimizer's state stays out.
-KEPT = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 # Image and index of torch's wheels. Those for Linux bring CUDA along; without it an image is several GB smaller.
@@ -119,7 +118,8 @@ def build_folder(model: Path, folder: Path, options: Options) -> str:
     """
     if folder.exists():
         raise ConfigurationError(f"{folder} exists already. Choose another place with -o.")
-    plans, dataset_json = (_read(model / name) for name in ("plans.json", "dataset.json"))
+    opened = open_model(model, options.folds, options.checkpoint)
+    dataset_json = opened.dataset_json
     if dataset_json.get("file_ending") not in ENDINGS:
         raise ConfigurationError(
             f"The model reads {dataset_json.get('file_ending')} files; volumes only are known here."
@@ -130,19 +130,14 @@ def build_folder(model: Path, folder: Path, options: Options) -> str:
         raise ConfigurationError(
             f"The model has {len(channels)} channels ({', '.join(channels)}), found {len(inputs)} --input."
         )
-    folds = options.folds or _folds(model, options.checkpoint)
-    checkpoints = [model / f"fold_{fold}" / options.checkpoint for fold in folds]
-    missing = [str(path) for path in checkpoints if not path.is_file()]
-    if missing or not checkpoints:
-        raise ConfigurationError(f"{', '.join(missing) or model} is not there: choose with --folds and --checkpoint.")
-    configuration = str(read_checkpoint(checkpoints[0], lazily=True)["init_args"]["configuration"])
-    if plans["configurations"].get(configuration, {}).get("previous_stage"):
+    configuration = str(read_checkpoint(opened.checkpoints[0], lazily=True)["init_args"]["configuration"])
+    if opened.is_second_stage(configuration):
         raise ConfigurationError("The model is the second stage of a cascade, which a container cannot predict alone.")
     config = {
         "layout": options.layout,
         "inputs": list(inputs),
         "output": options.output,
-        "folds": list(folds),
+        "folds": list(opened.folds),
         "checkpoint": options.checkpoint,
         "values": {str(ours): theirs for ours, theirs in options.values.items()},
         "mirroring": options.mirroring,
@@ -152,7 +147,7 @@ def build_folder(model: Path, folder: Path, options: Options) -> str:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _write(part, model, checkpoints, config, options)
+        _write(part, opened, config, options)
         os.replace(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -160,33 +155,19 @@ def build_folder(model: Path, folder: Path, options: Options) -> str:
     return _summary(folder, config, dataset_json, options)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path.parent} is no model folder: {path.name} cannot be read ({error}).") from error
-
-
-def _folds(model: Path, checkpoint: str) -> tuple[str, ...]:
-    """The numbered folds that have the checkpoint, else `all`."""
-    found = sorted(path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
-    return tuple(fold for fold in found if fold.isdigit()) or tuple(found)
-
-
 def _slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "image"
 
 
-def _write(folder: Path, model: Path, checkpoints: Sequence[Path], config: dict, options: Options) -> None:
+def _write(folder: Path, model: ModelFolder, config: dict, options: Options) -> None:
     import torch
 
     write_json(folder / "container.json", config)
-    for name in ("plans.json", "dataset.json"):
-        (folder / "model").mkdir(exist_ok=True)
-        shutil.copyfile(model / name, folder / "model" / name)
-    for path in checkpoints:
-        content = read_checkpoint(path)
-        kept = {key: content[key] for key in KEPT if key in content}
+    (folder / "model").mkdir()
+    for name in FOLDER_FILES:
+        shutil.copyfile(model.path / name, folder / "model" / name)
+    for path in model.checkpoints:
+        kept, _ = slim_checkpoint(path)
         target = folder / "model" / path.parent.name / path.name
         target.parent.mkdir()
         write_atomically(target, partial(torch.save, kept))

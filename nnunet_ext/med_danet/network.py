@@ -53,6 +53,7 @@ class MedDANet(nn.Module):
     supports_2d = True
     supports_compile = False  # the choices are read on the CPU
     supports_deep_supervision = False
+    no_fixed_graph = "which of its networks a slice takes depends on the slice"  # asked by what converts networks
 
     decision_trained: Tensor
 

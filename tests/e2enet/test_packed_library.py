@@ -181,7 +181,7 @@ def test_what_others_could_have_written_is_not_loaded(what, tmp_path, monkeypatc
     if what in ("folder", "parent"):
         assert tmp_path not in used.parents
     else:
-        assert used == path and path.stat().st_mtime_ns > mark and library._is_ours(path)
+        assert used == path and path.stat().st_mtime_ns > mark and library.is_private(path)
 
 
 @pytest.mark.parametrize("content", [b"not a library", b""])

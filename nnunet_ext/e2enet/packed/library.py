@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from nnunet_ext.files import is_private, make_private, user_cache
+
 SOURCE = Path(__file__).with_name("engine.cpp")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
 FLAGS += ["-falign-loops=32", "-fno-schedule-insns2"]  # measured with GCC 12: 2 to 5 % of the time
@@ -188,10 +190,7 @@ def compiler() -> list[str]:
 
 def cache_folder() -> Path | None:
     """`nnunet_ext/packed` in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache); None without a home."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(root):  # as its specification wants
-        root = os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "nnunet_ext" / "packed" if os.path.isabs(root) else None
+    return user_cache("packed")
 
 
 def cached_library(command: list[str]) -> Path | None:
@@ -210,27 +209,15 @@ def cached_library(command: list[str]) -> Path | None:
         return None
     path = folder / f"engine-{key.hexdigest()[:20]}.so"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for private in (folder.parent, folder):
-            with contextlib.suppress(OSError):  # of another user, or read-only; what counts is asked next
-                private.chmod(0o700)
-            if not _is_ours(private):
-                return None
-        if not _is_ours(path):
+        if not make_private(folder):
+            return None
+        if not is_private(path):
             with _lock(path.with_suffix(".lock")):
-                if not _is_ours(path):  # else another process was faster
+                if not is_private(path):  # else another process was faster
                     _compile(command, path)
         return path
     except OSError:  # no place, read-only, full
         return None
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether this is a file or folder of this user that nobody else may write."""
-    if not path.exists() or path.is_symlink():
-        return False
-    facts = path.stat()
-    return facts.st_uid == os.getuid() and not facts.st_mode & 0o022
 
 
 @contextlib.contextmanager
