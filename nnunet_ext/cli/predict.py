@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="exact: nnU-Net's labels; fast: without its rounding to float16 (default: %(default)s)",
     )
+    ours.add_argument(
+        "--backend",
+        choices=("auto", "torch", "sparse", "openvino"),
+        default="auto",
+        help="what computes the network on a CPU; auto: E2ENet's sparse engine where it can, else torch",
+    )
     ours.add_argument("--timing", type=Path, metavar="FILE", help="write seconds and memory of each stage as JSON")
 
 

@@ -21,7 +21,7 @@ from nnunet_ext.deployment.onnx_graph import check_onnx, write_onnx, write_sidec
 from nnunet_ext.deployment.verify import compare_label_maps, compare_patches, find_cases, loaded, network_and_patch
 from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.files import write_atomically, write_json
+from nnunet_ext.files import sha256_of, write_atomically, write_json
 
 RECORD = "export.json"
 
@@ -79,7 +79,7 @@ def export_model(model: Path, output: Path, options: Options) -> str:
         if options.onnx:
             record["onnx"] = _write_graphs(opened, slim)
         files = sorted(path for path in slim.rglob("*") if path.is_file())
-        record["sha256"] = {path.relative_to(slim).as_posix(): _sha256(path) for path in files}
+        record["sha256"] = {path.relative_to(slim).as_posix(): sha256_of(path) for path in files}
         write_json(slim / RECORD, record)
         if _is_zip(output):
             _write_zip(slim, output, record["model"])
@@ -231,14 +231,6 @@ def _write_zip(slim: Path, output: Path, model: dict[str, Any]) -> None:
                     shutil.copyfileobj(source, target, 2**20)
 
     write_atomically(output, write)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _summary(output: Path, record: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
 from nnunet_ext.e2enet.depth_shift import ChannelSplit
 from nnunet_ext.e2enet.masked import masked_modules
-from nnunet_ext.e2enet.packed.dispatch import packed_logits, release
+from nnunet_ext.e2enet.packed.dispatch import packed_logits, reason_against_engine, release
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import crop, pad_to_multiple
 from nnunet_ext.planning.patches import total_strides
@@ -158,6 +158,10 @@ class E2ENet(nn.Module):
         heads = seg_layers if self.deep_supervision else seg_layers[:1]
         logits = [self._crop(head(ends[-1 - level]), size, level) for level, head in enumerate(heads)]
         return logits if self.deep_supervision else logits[0]
+
+    def reason_against_sparse_engine(self) -> str | None:
+        """Why the engine of active connections cannot compute this network here; None where it can."""
+        return reason_against_engine(self)
 
     def train(self, mode: bool = True) -> "E2ENet":
         """torch's; training frees what prediction has packed."""

@@ -25,7 +25,7 @@ def predict(args: argparse.Namespace) -> int:
 
     from nnunet_ext.prediction.memory import keep_freed_memory
     from nnunet_ext.prediction.model import check_model, load_model
-    from nnunet_ext.prediction.pipeline import How, predict_cases
+    from nnunet_ext.prediction.pipeline import How, Predictor, predict_cases
     from nnunet_ext.prediction.records import Records, describe_source
     from nnunet_ext.prediction.timing import Timing
 
@@ -39,6 +39,7 @@ def predict(args: argparse.Namespace) -> int:
         probabilities=args.save_probabilities,
         exact=args.precision == "exact",
         progress=not args.disable_progress_bar,
+        backend=args.backend,
     )
     # nnU-Net sets them so: on a GPU more threads do not help
     torch.set_num_threads(1 if args.device == "cuda" else os.cpu_count() or 1)
@@ -47,10 +48,11 @@ def predict(args: argparse.Namespace) -> int:
         keep_freed_memory()
     model = load_model(folder, folds, args.chk)
     cases = find_cases(model, args)
+    predictor = Predictor(model, how)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     settings = {"step_size": how.step_size, "mirroring": how.mirroring, "precision": args.precision,
-                "probabilities": how.probabilities, "device": args.device}  # fmt: skip
+                "probabilities": how.probabilities, "device": args.device, "backend": args.backend}  # fmt: skip
     records = Records(output, describe_source([folder / "plans.json", *checkpoints], settings))
     records.clear()
     # as nnU-Net does: its ensembling and postprocessing read them
@@ -63,7 +65,7 @@ def predict(args: argparse.Namespace) -> int:
         left = [case for case in cases if not records.is_done(case.name, case.files)]
         print(f"{len(cases) - len(left)} of {len(cases)} cases are done already.")
     with Timing() as timing:
-        failed = predict_cases(model, left, records, how, timing)
+        failed = predict_cases(predictor, left, records, timing)
     if left:
         print(timing.table())
     if args.timing is not None:
@@ -79,6 +81,7 @@ def check(args: argparse.Namespace, folds: Sequence[Any]) -> None:
     Raises:
         ConfigurationError: in a sentence what is wrong.
     """
+    from nnunet_ext.prediction.backends import check_backend
     from nnunet_ext.prediction.model import check_model
 
     if not 0 <= args.part_id < args.num_parts:
@@ -99,6 +102,7 @@ def check(args: argparse.Namespace, folds: Sequence[Any]) -> None:
         raise ConfigurationError(f"There is no folder for {args.timing}.")
     check_model(_model_folder(args), folds, args.chk)
     _check_device(args.device)
+    check_backend(args.backend, args.device)
 
 
 def find_cases(model: Any, args: argparse.Namespace) -> list[Any]:

@@ -28,6 +28,7 @@ class Model:
     dataset: dict[str, Any]
     trainer: str
     mirroring: tuple[int, ...] | None
+    channels: int = 1  # of the network's input
 
     @property
     def ending(self) -> str:
@@ -79,7 +80,7 @@ def load_model(folder: Path, folds: Sequence[int | str], checkpoint: str) -> Mod
         networks.append(network.eval())
     mirroring = first.get("inference_allowed_mirroring_axes")
     return Model(folder, tuple(folds), checkpoint, networks, plans, configuration, labels, dataset,
-                 first["trainer_name"], None if mirroring is None else tuple(mirroring))  # fmt: skip
+                 first["trainer_name"], None if mirroring is None else tuple(mirroring), sizes[0])  # fmt: skip
 
 
 def check_model(folder: Path, folds: Sequence[int | str], checkpoint: str) -> list[Path]:

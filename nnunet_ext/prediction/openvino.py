@@ -70,7 +70,7 @@ class OpenVINONetwork(nn.Module):
         self.network, self.precision = network.eval(), precision
         self.name = type(network).__name__
         self._cache = cache
-        self._openvino = _import_openvino()
+        self._openvino = import_openvino()
         self._core = self._openvino.Core()
         self._compiled: OrderedDict[tuple, Any] = OrderedDict()
         self._weights = _digest(network.state_dict())
@@ -216,7 +216,7 @@ def _digest(tensors: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """The package, without its telemetry: it would report the import and every conversion.
 
     Raises:

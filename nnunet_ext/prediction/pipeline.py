@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.prediction.backends import with_backend
 from nnunet_ext.prediction.export import CaseExport
 from nnunet_ext.prediction.model import Model, compiled
 from nnunet_ext.prediction.preprocessing import preprocess
@@ -54,6 +55,7 @@ class How:
     probabilities: bool = False
     exact: bool = True
     progress: bool = True
+    backend: str = "auto"
 
 
 class Predictor:
@@ -66,7 +68,9 @@ class Predictor:
                 tile_step_size=how.step_size, use_gaussian=True, use_mirroring=how.mirroring,
                 perform_everything_on_device=how.on_device, device=how.device, allow_tqdm=False,
             )  # fmt: skip
-        self.networks = [compiled(network.to(how.device)) for network in model.networks]
+        example = torch.zeros(1, model.channels, *model.configuration.patch_size)
+        networks = with_backend([network.to(how.device) for network in model.networks], how.backend, example)
+        self.networks = networks if how.backend == "openvino" else [compiled(network) for network in networks]
         self.predictor.manual_initialization(
             self.networks[0], model.plans, model.configuration, None, model.dataset, model.trainer, model.mirroring
         )
@@ -106,14 +110,14 @@ class Predictor:
 
 
 def predict_cases(
-    model: Model, cases: Sequence[Case], records: Records, how: How, timing: Timing, say: Callable[[str], None] = print
+    predictor: Predictor, cases: Sequence[Case], records: Records, timing: Timing, say: Callable[[str], None] = print
 ) -> dict[str, str]:
     """Predicts the cases into the records' folder, and says which one failed as soon as it does.
 
     Returns:
         Case -> what went wrong, for those that could not be predicted.
     """
-    run = _Run(model, records, how, timing)
+    run = _Run(predictor, records, timing)
     failed: dict[str, str] = {}
 
     def fails(case: Case, error: Exception) -> None:
@@ -122,7 +126,7 @@ def predict_cases(
         say(f"nnunet_ext: {case.name} failed: {failed[case.name]}")
 
     running: deque[tuple[Case, Future]] = deque()
-    with tqdm(total=len(cases), unit="case", disable=not how.progress) as bar, run:
+    with tqdm(total=len(cases), unit="case", disable=not predictor.how.progress) as bar, run:
         ready = [run.prepare(case) for case in cases[:1]]
         for number, case in enumerate(cases):
             bar.set_description(case.name)
@@ -151,9 +155,9 @@ def predict_cases(
 class _Run:
     """The three stages, each of which works on one case at a time; the network in the calling thread."""
 
-    def __init__(self, model: Model, records: Records, how: How, timing: Timing) -> None:
-        self.model, self.records, self.how, self.timing = model, records, how, timing
-        self.predictor = Predictor(model, how)
+    def __init__(self, predictor: Predictor, records: Records, timing: Timing) -> None:
+        self.predictor, self.records, self.timing = predictor, records, timing
+        self.model, self.how = predictor.model, predictor.how
         self.reading, self.writing = (ThreadPoolExecutor(1, name) for name in ("reading", "writing"))
 
     def __enter__(self) -> "_Run":

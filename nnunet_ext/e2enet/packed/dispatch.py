@@ -85,6 +85,19 @@ def packed_logits(network: Any, x: Tensor) -> Tensor | None:
             return _program(pack, network, x)(x)
 
 
+def reason_against_engine(network: Any) -> str | None:
+    """Why the engine cannot compute `network` on this machine; None where it can."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"{SWITCH}=0"
+    reason = reason_against(network)
+    if reason is None:
+        try:
+            engine(_stored_bytes())
+        except PackedUnavailable as error:
+            reason = str(error)
+    return reason
+
+
 def release(network: Any) -> None:
     """Frees the packed weights and buffers of `network`."""
     with _packs_lock:
