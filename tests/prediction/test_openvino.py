@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from deployment.models import LABELS, make_images, make_model
 from dints.small import CUBES, random_code
 from end_to_end.stock import stock_architecture
 from med_danet.small import TWO, arch_kwargs
@@ -16,6 +18,7 @@ from med_tuning.tiny import tiny
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnunet_ext.deployment.verify import find_cases, loaded, network_and_patch
 from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.errors import ConfigurationError
@@ -67,7 +70,8 @@ def image(shape, batch=1, seed=0):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_are_torchs(name):
     network, shape = build(name)
-    converted = to_openvino(network, image(shape))
+    with torch.inference_mode():  # as nnU-Net's predictor calls it
+        converted = to_openvino(network, image(shape))
     for seed in (0, 1):
         found = agreement(network, converted, image(shape, seed=seed))
         assert found["relative to range"] < 1e-3  # DiNTS rounds most: torch is as far from float64
@@ -345,3 +349,21 @@ def test_two_processes_at_once_share_the_cache(cache, tmp_path, monkeypatch):
     forbid_conversion(monkeypatch)  # a third finds what they left
     network, shape = build("PlainConvUNet 3d")
     assert torch.equal(to_openvino(network, image(shape), cache)(image(shape)), a)
+
+
+# in nnU-Net's predictor
+
+
+@needs_openvino
+def test_nnunets_predictor_makes_the_same_label_maps_with_all_folds(cache, tmp_path):
+    """It loads each fold's weights again for every image, in inference mode."""
+    model = make_model(tmp_path / "made", "nnUNetTrainer")
+    cases = find_cases(make_images(tmp_path / "images", cases=2), LABELS)
+    predictor = loaded(model, ["0", "1"], "checkpoint_final.pth")
+    expected = predictor.predict_from_files_sequential(cases, None)
+    _, x = network_and_patch(predictor)
+    predictor.network = to_openvino(predictor.network, x, cache)
+    found = predictor.predict_from_files_sequential(cases, None)
+    for one, two in zip(expected, found, strict=True):
+        assert np.mean(one == two) > 0.999 and len(np.unique(one)) > 1
+    assert len(list(cache.iterdir())) == 2  # one a fold
