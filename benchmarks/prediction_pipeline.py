@@ -299,7 +299,10 @@ COMMANDS = {  # name -> program, trainer, plans, further words
     "nnunet_ext predict, nnU-Net": ("nnunet_ext", "nnUNetTrainer", "nnUNetPlans", []),
     "nnUNetv2_predict, E2ENet": ("nnUNetv2_predict", "E2ENetTrainer", "E2ENetPlans", []),
     "nnunet_ext predict, E2ENet": ("nnunet_ext", "E2ENetTrainer", "E2ENetPlans", []),
-}
+    "nnunet_ext predict --backend openvino, nnU-Net": (
+        "nnunet_ext", "nnUNetTrainer", "nnUNetPlans", ["--backend", "openvino"],
+    ),
+}  # fmt: skip
 
 
 def resampled(images, folder, spacing):
@@ -339,6 +342,7 @@ def commands(args):
         for _, trainer, plans_name, _ in COMMANDS.values():
             untrained(dataset, trainer, plans_name)
         runs = {name: [] for name in COMMANDS}
+        os.environ["XDG_CACHE_HOME"] = str(Path(place, "cache"))  # the first round converts
         for number in range(args.rounds):
             for name, (program, trainer, plans_name, more) in COMMANDS.items():
                 output = Path(place, f"{name} {number}")
@@ -363,6 +367,9 @@ def commands(args):
             report[f"labels of {trainer} equal"] = equal_share(
                 Path(place, f"nnUNetv2_predict, {trainer} 0"), Path(place, f"nnunet_ext predict, {trainer} 0")
             )
+        report["labels of nnU-Net in OpenVINO equal"] = equal_share(
+            Path(place, "nnUNetv2_predict, nnU-Net 0"), Path(place, "nnunet_ext predict --backend openvino, nnU-Net 0")
+        )
     print(json.dumps(report, indent=1))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
