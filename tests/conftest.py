@@ -20,9 +20,12 @@ import pytest  # noqa: E402
 pytest.register_assert_rewrite("contract", "e2enet.small", "end_to_end")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny networks are fastest in one thread, and sums are taken in the same order on every machine."""
+    """Tiny networks are fastest in one thread, and sums are taken in the same order on every machine.
+
+    Before each test: commands that ran in this process may have asked for all cores.
+    """
     import torch
 
     torch.set_num_threads(1)
