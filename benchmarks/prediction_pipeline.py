@@ -2,6 +2,7 @@
 
     python benchmarks/prediction_pipeline.py stages --out benchmarks/results/prediction_stages.json
     python benchmarks/prediction_pipeline.py commands 901 IMAGES --spacing 1.5 0.8 0.8 --out FILE
+    python benchmarks/prediction_pipeline.py large --out benchmarks/results/prediction_117_classes.json
 
 Each measurement is a process of its own, one thread, opponents in turns; medians of ratios of process time, and of the
 largest resident memory. Images are synthetic. Logits are those of a network that is sure of its organs (balls with
@@ -330,6 +331,57 @@ def untrained(dataset, trainer_name, plans_name):
     trainer.save_checkpoint(str(base / "fold_all" / "checkpoint_final.pth"))
 
 
+def large(args):
+    """`nnunet_ext predict` on the large CT with 117 classes and random weights, whose logits are noise."""
+    import torch
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    name, classes = "CT 300x512x512, 1.5x0.8x0.8 mm", 117
+    made = plans("ct", 1)
+    stages = 6
+    words = {
+        "n_stages": stages, "features_per_stage": [32, 64, 128, 256, 320, 320], "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]],
+        "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "nonlin_kwargs": {"inplace": True},
+    }  # fmt: skip
+    kinds = {"conv_op": "torch.nn.modules.conv.Conv3d", "nonlin": "torch.nn.LeakyReLU",
+             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d"}  # fmt: skip
+    made["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {**words, **kinds, "dropout_op": None, "dropout_op_kwargs": None},
+        "_kw_requires_import": [*kinds, "dropout_op"],
+    }
+    torch.manual_seed(0)
+    network = PlainConvUNet(
+        1, conv_op=torch.nn.Conv3d, norm_op=torch.nn.InstanceNorm3d, nonlin=torch.nn.LeakyReLU, num_classes=classes,
+        deep_supervision=False, **words,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        folder, images, output = Path(place, "model"), Path(place, "images"), Path(place, "out")
+        (folder / "fold_0").mkdir(parents=True)
+        images.mkdir()
+        (folder / "plans.json").write_text(json.dumps(made), encoding="utf-8")
+        (folder / "dataset.json").write_text(json.dumps(model("ct", 1, classes).dataset), encoding="utf-8")
+        torch.save(
+            {
+                "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+                "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2),
+            },
+            folder / "fold_0" / "checkpoint_final.pth",
+        )  # fmt: skip
+        write_images(images, name)
+        words = [Path(sys.executable).parent / "nnunet_ext", "predict", "-i", images, "-o", output, "-m", folder, "-f",
+                 "0", "-device", "cpu", "--disable_progress_bar", "--timing", Path(place, "timing.json"),
+                 *args.predict.split()]  # fmt: skip
+        report = {"machine": {**machine(), "threads": os.cpu_count()}, "image": name, "classes": classes,
+                  "words": args.predict.split(), **whole_command(words), "files": len(list(output.glob("*.nii.gz"))),
+                  "stages": json.loads(Path(place, "timing.json").read_text(encoding="utf-8"))}  # fmt: skip
+    print(json.dumps(report, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def commands(args):
     dataset, images = args.words
     report = {"machine": {**machine(), "threads": os.cpu_count()}, "words": args.predict.split()}
@@ -415,16 +467,18 @@ def equal_share(expected, found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stages", "commands", "one"))
+    parser.add_argument("what", choices=("stages", "commands", "large", "one"))
     parser.add_argument("words", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="measurements whose name contains this")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 0.8, 0.8), help="mm, z y x (commands)")
-    parser.add_argument("--predict", default="--disable_tta", help="further words for both commands (commands)")
+    parser.add_argument("--predict", default="--disable_tta", help="further words for the commands")
     args = parser.parse_args()
     if args.what == "commands":
         commands(args)
+    elif args.what == "large":
+        large(args)
     elif args.what == "one":
         part, name, opponent, folder = args.words
         measure = {"preprocessing": measure_preprocessing, "export": measure_export}[part]

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.prediction.backends import with_backend
 from nnunet_ext.prediction.export import CaseExport
+from nnunet_ext.prediction.memory import give_back
 from nnunet_ext.prediction.model import Model, compiled
 from nnunet_ext.prediction.preprocessing import preprocess
 from nnunet_ext.prediction.records import Records
@@ -173,7 +174,10 @@ class _Run:
         def run() -> Any:
             with self.timing.case(case.name):
                 previous = None if case.previous is None else str(case.previous)
-                return preprocess(self.model, [str(path) for path in case.images], previous, self.timing)
+                try:
+                    return preprocess(self.model, [str(path) for path in case.images], previous, self.timing)
+                finally:
+                    give_back()
 
         return self.reading.submit(run)
 

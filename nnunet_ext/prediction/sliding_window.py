@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_ext.prediction.memory import give_back
+
 BATCH = 16  # tiles of a 2d configuration that the network gets together
-TOGETHER = 8  # rows that are handed on at once
+TOGETHER = 8  # rows that are handed on at once, and heads that are added at once
 
 
 class LogitRows:
@@ -52,15 +54,17 @@ class LogitRows:
         with tqdm(total=len(slicers), disable=not self.allow_tqdm) as progress:
             for number, tiles in enumerate(batches):
                 x = torch.stack([data[tile] for tile in tiles]).to(self.device)
-                for tile, logits in zip(tiles, self._internal_maybe_mirror_and_predict(x), strict=True):
-                    logits = logits.to(device)
+                together = self._internal_maybe_mirror_and_predict(x).to(device)
+                for tile, logits in zip(tiles, together, strict=True):
                     if self.use_gaussian:
                         logits *= gaussian
                     sums.add(tile, logits, gaussian)
+                del together, logits  # the next tile's take their place
                 progress.update(len(tiles))
                 after = _first_row(batches[number + 1][0]) if number + 1 < len(batches) else data.shape[1]
                 if after > sums.start:
                     yield from sums.take(after)
+                    give_back()
 
     def _internal_predict_sliding_window_return_logits(
         self, data: Tensor, slicers: Sequence[Any], do_on_device: bool = True
@@ -87,16 +91,19 @@ class _Sums:
         deep = isinstance(tile[1], slice)
         rows = slice(inside, inside + logits.shape[1] if deep else inside + 1)
         self._make_room(rows.stop)
-        where = (slice(None), rows if deep else inside, *tile[2:])
-        self.logits[where] += logits
-        self.weights[where[1:]] += weights
+        where = (rows if deep else inside, *tile[2:])
+        for first in range(0, len(logits), TOGETHER):  # torch converts float16 and float32 as a whole before it adds
+            heads = slice(first, first + TOGETHER)
+            self.logits[(heads, *where)] += logits[heads]
+        self.weights[where] += weights
 
     def _make_room(self, rows: int) -> None:
         missing = rows - len(self.weights)
-        if missing > 0:
-            heads, _, *size = self.logits.shape
-            self.logits = torch.cat([self.logits, self.logits.new_zeros((heads, missing, *size))], 1)
-            self.weights = torch.cat([self.weights, self.weights.new_zeros((missing, *size))])
+        if missing > 0:  # with the first tile, and then only where later ones are larger
+            heads, kept, *size = self.logits.shape
+            logits, weights = self.logits.new_zeros((heads, rows, *size)), self.weights.new_zeros((rows, *size))
+            logits[:, :kept], weights[:kept] = self.logits, self.weights
+            self.logits, self.weights = logits, weights
 
     def take(self, stop: int) -> Iterator[Tensor]:
         """The final logits of the rows from `start` to `stop`, some rows at a time; they are not kept any longer."""

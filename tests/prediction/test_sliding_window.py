@@ -1,5 +1,9 @@
 """Rows of logits against nnU-Net's predictor, bit for bit."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -78,3 +82,42 @@ def test_only_rows_that_are_not_final_are_kept(tmp_path):
         patch.setattr(sliding_window, "_Sums", Watched)
         rows = sum(part.shape[1] for part in predictor.rows(torch.randn(1, 64, 16, 16), False))
     assert rows == 64 and max(longest) == 8
+
+
+MANY_HEADS = """
+import json, torch
+from pathlib import Path
+from types import SimpleNamespace
+from nnunet_ext.prediction.memory import keep_freed_memory
+from nnunet_ext.prediction.sliding_window import row_predictor
+
+torch.set_num_threads(1)
+keep_freed_memory()
+heads, patch, size = 128, [32, 64, 64], (1, 120, 100, 100)
+predictor = row_predictor()(1, True, False, False, torch.device("cpu"), allow_tqdm=False)
+predictor.network = torch.nn.Conv3d(1, heads, 1).eval()
+predictor.configuration_manager = SimpleNamespace(patch_size=patch)
+predictor.label_manager = SimpleNamespace(num_segmentation_heads=heads)
+predictor.allowed_mirroring_axes = None
+data = torch.randn(size)
+slicers = predictor._internal_get_sliding_window_slicers(size[1:])
+predictor.network(torch.zeros(1, 1, 8, 8, 8))
+Path("/proc/self/clear_refs").write_text("5")  # the largest resident size begins anew
+
+def most():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+before = most()
+rows = sum(part.shape[1] for part in predictor.logit_rows(data, slicers, torch.device("cpu")))
+tile, kept = heads * 4 * 32 * 64 * 64, heads * 2 * 32 * 100 * 100
+print(json.dumps([rows, most() - before, tile + kept]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory is glibc's")
+def test_many_heads_take_one_tile_and_the_rows_of_a_patch():
+    done = subprocess.run([sys.executable, "-c", MANY_HEADS], capture_output=True, text=True, check=True)
+    rows, taken, needed = json.loads(done.stdout.splitlines()[-1])
+    assert rows == 120
+    # rows on their way, parts that are converted, and holes
+    assert needed < taken < 3 * needed, f"{taken / 1e6:.0f} MB for {needed / 1e6:.0f} MB of logits"
