@@ -129,7 +129,8 @@ def _check_once(slices: Sequence[Slice], along: np.ndarray) -> None:
     counts = np.diff(np.append(starts, len(along)))
     if counts.max() == 1:
         return
-    group = slices[starts[counts.argmax()] : starts[counts.argmax()] + counts.max()]
+    start = int(starts[counts.argmax()])
+    group = slices[start : start + int(counts.max())]
     differ = [
         f"{name} ({', '.join(sorted(values))})"
         for name, values in zip(OF_A_VOLUME, map(set, zip(*(one.volume for one in group), strict=True)), strict=True)
@@ -141,8 +142,8 @@ def _check_once(slices: Sequence[Slice], along: np.ndarray) -> None:
             f"it holds {counts[0]} volumes at the same {len(counts)} positions. {differing}. Give each volume a series "
             f"or folder of its own ({_files(group)} share a position)"
         )
-    repeated = [(start, count) for start, count in zip(starts, counts, strict=True) if count > 1]
-    text = "; ".join(f"{along[s]:.3f} mm ({_files(slices[s : s + count])})" for s, count in repeated[:SHOWN])
+    repeated = [(s, n) for s, n in zip(starts.tolist(), counts.tolist(), strict=True) if n > 1]
+    text = "; ".join(f"{along[s]:.3f} mm ({_files(slices[s : s + n])})" for s, n in repeated[:SHOWN])
     raise ConfigurationError(
         f"several slices at {len(repeated)} of {len(counts)} positions along the normal: {text}. {differing}. Keep one "
         "slice a position"

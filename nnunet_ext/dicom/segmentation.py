@@ -129,7 +129,7 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
         parameters={"model": model} if model else None,
     )
     geometry = series.geometry
-    return highdicom.seg.Segmentation(
+    made = highdicom.seg.Segmentation(
         source_images=_headers(series),
         pixel_array=_pixels(labels, segments),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -148,10 +148,13 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
             spacing_between_slices=geometry.spacing[2],
         ),
         omit_empty_frames=bool(labels.any()),  # a file must have a frame
+        specific_character_set="ISO_IR 192",
         content_label="SEGMENTATION",
         content_description="Automatic segmentation, not reviewed",
         series_description="Automatic segmentation by nnunet_ext",
     )
+    made.ContentCreatorName = ""  # no person; the standard wants the element
+    return made
 
 
 def _pixels(labels: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.dicom.geometry import Geometry, ordered
-from nnunet_ext.dicom.slices import Passed, Slice, Unreadable, files_of, holds_dicom, printable, read_slice
+from nnunet_ext.dicom.slices import Passed, Slice, Unreadable, files_of, printable, read_slice
 from nnunet_ext.errors import ConfigurationError
-
-__all__ = ["Found", "Series", "find_series", "holds_dicom"]
 
 LONGEST = 100  # characters of a case's name
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,22 +146,22 @@ def _slice_of(path: Path, dataset: Any) -> Slice | Passed | Unreadable:
         return Passed(path, "secondary capture without a position, such as a screenshot")
     if not dataset.get("SeriesInstanceUID"):
         return Unreadable(path, "it has no SeriesInstanceUID, or is cut off; copy it again")
-    facts = {
-        "path": path,
-        "series": str(dataset.SeriesInstanceUID),
-        "instance": str(dataset.get("SOPInstanceUID", "")),
-        "study": str(dataset.get("StudyInstanceUID", "")),
-        "frame": str(dataset.get("FrameOfReferenceUID", "")),
-        "modality": modality,
-        "description": str(dataset.get("SeriesDescription") or ""),
-        "number": None if dataset.get("SeriesNumber") is None else int(dataset.SeriesNumber),
-        "unit": str(dataset.get("Units", "")),
-    }
-    problem = _problem(dataset, what)
-    if problem:
-        return Slice(**facts, problem=problem)
-    return Slice(
-        **facts,
+    found = Slice(
+        path=path,
+        series=str(dataset.SeriesInstanceUID),
+        instance=str(dataset.get("SOPInstanceUID", "")),
+        study=str(dataset.get("StudyInstanceUID", "")),
+        frame=str(dataset.get("FrameOfReferenceUID", "")),
+        modality=modality,
+        description=str(dataset.get("SeriesDescription") or ""),
+        number=None if dataset.get("SeriesNumber") is None else int(dataset.SeriesNumber),
+        unit=str(dataset.get("Units", "")),
+        problem=_problem(dataset, what),
+    )
+    if found.problem:
+        return found
+    return replace(
+        found,
         size=(int(dataset.Rows), int(dataset.Columns)),
         position=_numbers(dataset, "ImagePositionPatient"),
         orientation=_numbers(dataset, "ImageOrientationPatient"),

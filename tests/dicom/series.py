@@ -18,6 +18,8 @@ OBLIQUE = (  # rows turned in the plane, then about the patient's x axis
     -np.sin(_A), np.cos(_A) * np.cos(_B), np.cos(_A) * np.sin(_B),
 )  # fmt: skip
 
+ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": OBLIQUE}
+
 
 def uid(*words):
     """The same UID for the same words."""
@@ -105,7 +107,7 @@ class Phantom:
                 continue
             paths.append(folder / f"IM{len(self.stored) - z:04d}")
             made.file_meta.MediaStorageSOPClassUID = made.get("SOPClassUID", "")
-            made.file_meta.MediaStorageSOPInstanceUID = made.get("SOPInstanceUID", "")
+            made.file_meta.MediaStorageSOPInstanceUID = made.get("SOPInstanceUID", uid("none"))
             made.save_as(paths[-1], enforce_file_format=True)
         return paths
 
