@@ -15,6 +15,19 @@ from nnunet_ext.dicom.series import Series
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_atomically
 
+# The standard wants these elements, with or without a value; where a series was stripped of them, so is the file.
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
 
 def write_segmentation(
     labels: np.ndarray, series: Series, segments: Sequence[Segment], path: Path, model: str = ""
@@ -100,9 +113,22 @@ def _positions(series: Series) -> list[tuple[float, ...]]:
 
 
 def _headers(series: Series) -> list[Any]:
+    """The headers of all slices as highdicom needs them; the files stay as they are."""
     import pydicom
+    from pydicom.valuerep import DSfloat
 
-    return [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
+    for header in headers:
+        # highdicom takes the grid from here, and wants it equal to the last digit
+        header.ImageOrientationPatient, header.PixelSpacing = (
+            headers[0].ImageOrientationPatient,
+            headers[0].PixelSpacing,
+        )
+        header.SliceThickness = header.SpacingBetweenSlices = DSfloat(series.geometry.spacing[2], auto_format=True)
+        for name in MAY_BE_EMPTY:
+            if name not in header:
+                setattr(header, name, None)
+    return headers
 
 
 def _check(labels: np.ndarray, series: Series, segments: Sequence[Segment]) -> None:
@@ -128,7 +154,6 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
         source="nnunet_ext",
         parameters={"model": model} if model else None,
     )
-    geometry = series.geometry
     made = highdicom.seg.Segmentation(
         source_images=_headers(series),
         pixel_array=_pixels(labels, segments),
@@ -142,12 +167,6 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
         manufacturer_model_name="nnunet_ext",
         software_versions=__version__,
         device_serial_number="0",
-        pixel_measures=highdicom.PixelMeasuresSequence(
-            pixel_spacing=geometry.spacing[1::-1],
-            slice_thickness=geometry.spacing[2],
-            spacing_between_slices=geometry.spacing[2],
-        ),
-        omit_empty_frames=bool(labels.any()),  # a file must have a frame
         specific_character_set="ISO_IR 192",
         content_label="SEGMENTATION",
         content_description="Automatic segmentation, not reviewed",
