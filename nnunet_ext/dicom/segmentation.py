@@ -88,9 +88,7 @@ def check_equal(file: BinaryIO, labels: np.ndarray, series: Series, segments: Se
         place = tuple(float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient)
         z = numbers.get(place)
         if z is None or not np.array_equal(frame, np.isin(labels[z], segments[s].values)):
-            raise RuntimeError(
-                f"The segmentation that was written differs from the label map: {segments[s].name}, {z}."
-            )
+            raise RuntimeError(f"The segmentation differs from the label map: {segments[s].name}, slice {z}.")
         left.discard((s, z))
     if left:
         raise RuntimeError(f"{len(left)} frames of the label map are missing in the segmentation that was written.")
@@ -167,6 +165,7 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
         manufacturer_model_name="nnunet_ext",
         software_versions=__version__,
         device_serial_number="0",
+        omit_empty_frames=bool(labels.any()),  # a file must have a frame
         specific_character_set="ISO_IR 192",
         content_label="SEGMENTATION",
         content_description="Automatic segmentation, not reviewed",
