@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_ext import __version__
 from nnunet_ext.dicom.codes import concept_of, text_of
+from nnunet_ext.dicom.geometry import SAME_PLACE
 from nnunet_ext.dicom.segments import Segment
 from nnunet_ext.dicom.series import Series
 from nnunet_ext.errors import ConfigurationError
@@ -51,10 +52,10 @@ def write_segmentation(
         OSError: it cannot be written.
     """
     _check(labels, series, segments)
-    made = _made(labels, series, segments, model)
+    headers = _headers(series)
     file = io.BytesIO()
-    made.save_as(file)
-    check_equal(file, labels, series, segments)
+    _made(labels, series, segments, headers, model).save_as(file)
+    check_equal(file, labels, [header.ImagePositionPatient for header in headers], segments)
     write_atomically(path, lambda whole: whole.write(file.getbuffer()))
 
 
@@ -66,8 +67,16 @@ def check_source(series: Series) -> str:
     return f"no {' and no '.join(lacks)}, without which no segmentation can refer to it" if lacks else ""
 
 
-def check_equal(file: BinaryIO, labels: np.ndarray, series: Series, segments: Sequence[Segment]) -> None:
+def check_equal(
+    file: BinaryIO, labels: np.ndarray, positions: Sequence[Sequence[float]], segments: Sequence[Segment]
+) -> None:
     """Reads the file's frames by pydicom, and compares each with the label map `[Z, Y, X]`.
+
+    Args:
+        file: open for reading.
+        labels: what it should hold.
+        positions: ImagePositionPatient of each slice of the label map, in mm.
+        segments: what it should describe.
 
     Raises:
         RuntimeError: a voxel, a frame, a position or a segment differs.
@@ -75,19 +84,17 @@ def check_equal(file: BinaryIO, labels: np.ndarray, series: Series, segments: Se
     import pydicom
 
     file.seek(0)
-    header = pydicom.dcmread(file)
-    groups = header.PerFrameFunctionalGroupsSequence
-    numbers = {positions: z for z, positions in enumerate(_positions(series))}
-    left = {
-        (s, z) for s, one in enumerate(segments) for z in range(len(labels)) if np.isin(labels[z], one.values).any()
-    }
-    if [one.SegmentNumber for one in header.SegmentSequence] != list(range(1, len(segments) + 1)):
+    made = pydicom.dcmread(file)
+    groups, places = made.PerFrameFunctionalGroupsSequence, np.array(positions, float)
+    if [one.SegmentNumber for one in made.SegmentSequence] != list(range(1, len(segments) + 1)):
         raise RuntimeError("The segmentation has other segments than were to be written.")
-    for group, frame in zip(groups, _frames(header.PixelData, len(groups), labels.shape[1:]), strict=True):
+    there = [set(np.unique(plane).tolist()) for plane in labels]
+    left = {(s, z) for s, one in enumerate(segments) for z in range(len(labels)) if there[z] & set(one.values)}
+    for group, frame in zip(groups, _frames(made.PixelData, len(groups), labels.shape[1:]), strict=True):
         s = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1
-        place = tuple(float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient)
-        z = numbers.get(place)
-        if z is None or not np.array_equal(frame, np.isin(labels[z], segments[s].values)):
+        away = np.linalg.norm(places - np.array(group.PlanePositionSequence[0].ImagePositionPatient, float), axis=1)
+        z = int(away.argmin())
+        if away[z] > SAME_PLACE or not np.array_equal(frame, np.isin(labels[z], segments[s].values)):
             raise RuntimeError(f"The segmentation differs from the label map: {segments[s].name}, slice {z}.")
         left.discard((s, z))
     if left:
@@ -105,11 +112,6 @@ def _frames(pixels: bytes, count: int, shape: tuple[int, ...]) -> Iterator[np.nd
         yield bits[start % 8 :][:size].reshape(shape).astype(bool)
 
 
-def _positions(series: Series) -> list[tuple[float, ...]]:
-    """ImagePositionPatient of each slice, as its file has it."""
-    return [tuple(float(value) for value in header.ImagePositionPatient) for header in _headers(series)]
-
-
 def _headers(series: Series) -> list[Any]:
     """The headers of all slices as highdicom needs them; the files stay as they are."""
     import pydicom
@@ -118,10 +120,8 @@ def _headers(series: Series) -> list[Any]:
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
     for header in headers:
         # highdicom takes the grid from here, and wants it equal to the last digit
-        header.ImageOrientationPatient, header.PixelSpacing = (
-            headers[0].ImageOrientationPatient,
-            headers[0].PixelSpacing,
-        )
+        header.ImageOrientationPatient = headers[0].ImageOrientationPatient
+        header.PixelSpacing = headers[0].PixelSpacing
         header.SliceThickness = header.SpacingBetweenSlices = DSfloat(series.geometry.spacing[2], auto_format=True)
         for name in MAY_BE_EMPTY:
             if name not in header:
@@ -141,7 +141,7 @@ def _check(labels: np.ndarray, series: Series, segments: Sequence[Segment]) -> N
         raise ConfigurationError(f"The series has {lacks}.")
 
 
-def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model: str) -> Any:
+def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], headers: list[Any], model: str) -> Any:
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -153,7 +153,7 @@ def _made(labels: np.ndarray, series: Series, segments: Sequence[Segment], model
         parameters={"model": model} if model else None,
     )
     made = highdicom.seg.Segmentation(
-        source_images=_headers(series),
+        source_images=headers,
         pixel_array=_pixels(labels, segments),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_description(n, one.name, algorithm) for n, one in enumerate(segments, start=1)],
