@@ -44,12 +44,17 @@ def find_series(folder: Path) -> Found:
     """The DICOM series in a folder and all below it; names are the same in every run as long as the files are.
 
     Raises:
-        OSError: a folder or file may not be read.
+        OSError: a folder may not be read.
     """
+
+    def stop(error: OSError) -> None:
+        raise error
+
     groups: dict[str, list[Slice]] = defaultdict(list)
     passed: dict[str, list[Path]] = defaultdict(list)
     faults, series = {}, {}
-    for path in files_of(folder):
+    unreadable: dict[Path, Path] = {}  # by folder
+    for path in files_of(folder, stop):
         read = read_slice(path)
         if isinstance(read, Slice):
             groups[read.series].append(read)
@@ -57,9 +62,16 @@ def find_series(folder: Path) -> Found:
             passed[read.what].append(path)
         elif isinstance(read, Unreadable):
             faults[printable(path.relative_to(folder))] = read.why
+            unreadable[path.parent] = path
     for name, slices in _named(folder, groups).items():
         try:
-            series[name] = _series_of(slices)
+            made = _series_of(slices)
+            for path in made.files:
+                if path.parent in unreadable:  # the first or the last slice would be missed by nobody
+                    raise ConfigurationError(
+                        f"{printable(unreadable[path.parent])} cannot be read, and may be one of its slices"
+                    )
+            series[name] = made
         except ConfigurationError as error:
             faults[name] = str(error)
     return Found(series, faults, [_note(what, paths) for what, paths in sorted(passed.items()) if what != "DICOMDIR"])

@@ -1,8 +1,9 @@
 """One DICOM file as a slice: what is read of its header, and what of it cannot be used."""
 
+import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ OF_A_VOLUME = (
     "TriggerTime",
     "ImageType",
 )
+BARE = (b"\x08\x00", b"\x02\x00")  # the groups with which a file without preamble begins
 ENDINGS = {".dcm", ".dicom", ".ima"}  # a file named so must be DICOM
 
 
@@ -85,30 +87,22 @@ def printable(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def files_of(folder: Path) -> Iterator[Path]:
-    """All files in a folder and its subfolders but hidden ones, sorted."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(folder, onerror=stop):
+def files_of(folder: Path, fails: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    """All files in a folder and its subfolders but hidden ones, sorted; `fails` gets the errors of reading a folder."""
+    for place, folders, names in os.walk(folder, onerror=fails):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's mark behind its preamble."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def holds_dicom(folder: Path) -> bool:
-    """Whether a DICOM file lies in the folder or in one below it; needs no package.
+    """Whether a DICOM file lies in the folder or in one below it; needs no package. What may not be read is none."""
 
-    Raises:
-        OSError: a folder or file may not be read.
-    """
-    return any(is_dicom(path) for path in files_of(folder))
+    def may_be(path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return _is_dicom(path)
+        return False
+
+    return any(may_be(path) for path in files_of(folder))
 
 
 def read_slice(path: Path) -> Slice | Passed | Unreadable:
@@ -120,15 +114,31 @@ def read_slice(path: Path) -> Slice | Passed | Unreadable:
         str(path).encode()
     except UnicodeEncodeError:  # SimpleITK would end the whole process
         return Unreadable(path, "its name cannot be read with this locale's encoding; rename it")
-    if not is_dicom(path):
-        if path.suffix.lower() in ENDINGS or not path.stat().st_size:
-            return Unreadable(path, "it is no DICOM file, or what was left of one; copy it again")
-        return Passed(path, "no DICOM file")
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        return _slice_of(path, dataset)
-    except (InvalidDicomError, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if not path.is_file():
+            return Unreadable(path, "it is a link to nothing, or no regular file; copy the file itself")
+        if _is_dicom(path):
+            return _slice_of(path, pydicom.dcmread(path, stop_before_pixels=True))
+        start = _start(path)
+        if path.suffix.lower() in ENDINGS or not start:
+            return Unreadable(path, "it is no DICOM file, or what was left of one; copy it again")
+        if start[:2] in BARE:
+            return Unreadable(path, "it seems to be DICOM without the preamble of files; export it again as a file")
+        return Passed(path, "no DICOM file")
+    except OSError as error:
+        return Unreadable(path, f"it cannot be read: {error.strerror or error}")
+    except (InvalidDicomError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
         return Unreadable(path, f"its header cannot be read ({type(error).__name__}: {error}); copy it again")
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's mark behind its preamble."""
+    return path.is_file() and _start(path)[128:] == b"DICM"  # a pipe would wait for ever
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(132)
 
 
 def _slice_of(path: Path, dataset: Any) -> Slice | Passed | Unreadable:

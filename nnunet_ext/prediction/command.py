@@ -64,7 +64,6 @@ def predict(args: argparse.Namespace) -> int:
                 "probabilities": how.probabilities, "device": args.device, "backend": args.backend}  # fmt: skip
     sources = [folder / "plans.json", *checkpoints]
     if args.dicom_seg:
-        settings["dicom_seg"] = True
         sources.append(folder / "dataset.json")  # names the segments
     records = Records(output, describe_source(sources, settings))
     records.clear()

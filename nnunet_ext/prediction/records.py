@@ -50,8 +50,7 @@ class Records:
     def _of(self, images: Sequence[Path]) -> dict[str, Any]:
         names = [path.name for path in images]
         if len(set(names)) < len(names):  # slices of a DICOM series may lie in several folders
-            common = os.path.commonpath(images)
-            names = [path.relative_to(common).as_posix() for path in images]
+            names = [str(path.absolute()) for path in images]
         return {"images": {name: _version(path) for name, path in zip(names, images, strict=True)}, **self.source}
 
     @contextmanager

@@ -1,12 +1,22 @@
 """DICOM series written by pydicom, slice by slice, as scanners write them: of every orientation, with every fault."""
 
+import tempfile
 import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
+import pydicom
+import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+)
 
 ROOT = "1.2.826.0.1.3680043.8.498."  # pydicom's own
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -113,7 +123,23 @@ class Phantom:
 
 
 def encode(dataset, syntax):
-    if syntax.is_compressed and not syntax.is_deflated:
+    """By pydicom, or what it cannot encode without further packages by SimpleITK."""
+    compressor = {JPEG2000Lossless: "JPEG2000", JPEGLosslessSV1: "JPEG"}.get(syntax)
+    if compressor:
+        with tempfile.TemporaryDirectory() as folder:
+            writer = sitk.ImageFileWriter()
+            writer.SetFileName(f"{folder}/one.dcm")
+            writer.UseCompressionOn()
+            writer.SetCompressor(compressor)
+            writer.Execute(sitk.GetImageFromArray(dataset.pixel_array[None]))
+            made = pydicom.dcmread(f"{folder}/one.dcm")
+            assert made.file_meta.TransferSyntaxUID == syntax
+            dataset.PixelData, dataset.file_meta.TransferSyntaxUID = made.PixelData, syntax
+            dataset["PixelData"].is_undefined_length = True
+    elif syntax == ExplicitVRBigEndian:
+        dataset.PixelData = dataset.pixel_array.byteswap().tobytes()
+        dataset.file_meta.TransferSyntaxUID = syntax
+    elif syntax.is_compressed and not syntax.is_deflated:
         dataset.compress(syntax, generate_instance_uid=False)
     else:
         dataset.file_meta.TransferSyntaxUID = syntax

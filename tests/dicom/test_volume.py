@@ -6,8 +6,11 @@ import SimpleITK as sitk
 from dicom.series import ORIENTATIONS, Phantom, noise
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
@@ -81,7 +84,10 @@ def test_twelve_bits_with_a_sign(tmp_path):
     assert np.array_equal(sitk.GetArrayFromImage(read(tmp_path)), stored)
 
 
-SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEGLSLossless]
+SYNTAXES = [
+    ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
+    JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
