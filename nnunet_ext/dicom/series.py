@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,21 +65,18 @@ def find_series(folder: Path) -> Found:
             unreadable[path.parent] = path
     for name, slices in _named(folder, groups).items():
         try:
-            made = _series_of(slices)
-            for path in made.files:
-                if path.parent in unreadable:  # the first or the last slice would be missed by nobody
-                    raise ConfigurationError(
-                        f"{printable(unreadable[path.parent])} cannot be read, and may be one of its slices"
-                    )
-            series[name] = made
+            series[name] = _series_of(slices, unreadable)
         except ConfigurationError as error:
             faults[name] = str(error)
     return Found(series, faults, [_note(what, paths) for what, paths in sorted(passed.items()) if what != "DICOMDIR"])
 
 
-def _series_of(slices: Sequence[Slice]) -> Series:
+def _series_of(slices: Sequence[Slice], unreadable: Mapping[Path, Path]) -> Series:
     slices, geometry = ordered(slices)
     first = slices[0]
+    for folder in (one.path.parent for one in slices):
+        if folder in unreadable:  # nobody would miss the first or the last slice
+            raise ConfigurationError(f"{printable(unreadable[folder])} cannot be read, and may be one of its slices")
     return Series(
         first.series,
         tuple(one.path for one in slices),

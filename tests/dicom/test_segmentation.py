@@ -240,6 +240,16 @@ def test_a_file_that_is_not_the_label_map_is_never_written(tmp_path, monkeypatch
     assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 2
 
 
+def test_frames_at_other_places_are_seen(tmp_path):
+    labels, series, segments, path = label_map(), series_in(tmp_path), segments_of(LABELS), tmp_path / "seg.dcm"
+    write_segmentation(labels, series, segments, path)
+    positions = np.array([Phantom(noise(SHAPE)).position(z) for z in range(SHAPE[0])])
+    with path.open("rb") as file:
+        segmentation.check_equal(file, labels, positions, segments)
+        with pytest.raises(RuntimeError, match="differs from the label map"):
+            segmentation.check_equal(file, labels, positions + [0.1, 0, 0], segments)
+
+
 def test_a_label_map_that_does_not_fit_is_refused(tmp_path):
     series, segments = series_in(tmp_path), segments_of(LABELS)
     with pytest.raises(
