@@ -6,7 +6,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """nnU-Net's arguments, and ours."""
-    parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named as for nnU-Net (CASE_0000.nii.gz)")
+    parser.add_argument(
+        "-i", required=True, metavar="FOLDER", help="images, named as for nnU-Net (CASE_0000.nii.gz), or DICOM series"
+    )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FOLDER", help="label maps go here; it is made if need be"
     )
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what computes the network on a CPU; auto: E2ENet's sparse engine where it can, else torch",
     )
+    ours.add_argument("--dicom-seg", action="store_true", help="of DICOM series: also write CASE.dcm, a DICOM SEG")
     ours.add_argument("--timing", type=Path, metavar="FILE", help="write seconds and memory of each stage as JSON")
 
 

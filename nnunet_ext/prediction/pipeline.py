@@ -9,7 +9,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_ext.dicom.segments import Segment
+from nnunet_ext.dicom.series import Series
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.prediction.backends import with_backend
+from nnunet_ext.prediction.dicom import write_dicom_seg, write_image
 from nnunet_ext.prediction.export import CaseExport
 from nnunet_ext.prediction.memory import give_back
 from nnunet_ext.prediction.model import Model, compiled
@@ -33,11 +36,15 @@ AHEAD = 2  # portions of rows that may wait for the last stage
 
 @dataclass(frozen=True)
 class Case:
-    """A case to predict: the file of each channel, and the label map of the cascade's stage before."""
+    """A case to predict: the file of each channel, and the label map of the cascade's stage before.
+
+    Of a DICOM series, `images` are the files of its slices.
+    """
 
     name: str
     images: tuple[Path, ...]
     previous: Path | None = None
+    series: Series | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -57,6 +64,7 @@ class How:
     exact: bool = True
     progress: bool = True
     backend: str = "auto"
+    segments: Sequence[Segment] | None = None  # of DICOM segmentations, where these are wanted
 
 
 class Predictor:
@@ -175,11 +183,23 @@ class _Run:
             with self.timing.case(case.name):
                 previous = None if case.previous is None else str(case.previous)
                 try:
-                    return preprocess(self.model, [str(path) for path in case.images], previous, self.timing)
+                    with self._images(case) as images:
+                        return preprocess(self.model, images, previous, self.timing)
                 finally:
                     give_back()
 
         return self.reading.submit(run)
+
+    @contextmanager
+    def _images(self, case: Case) -> Iterator[list[str]]:
+        """The image files of a case; a DICOM series has one for as long as it is read."""
+        if case.series is None:
+            yield [str(path) for path in case.images]
+            return
+        with self.records.scratch() as scratch:
+            with self.timing.stage("read"):
+                image = write_image(case.series, scratch)
+            yield [str(image)]
 
     def predict(self, case: Case, data: Tensor, properties: dict[str, Any]) -> Future:
         """Runs the network over a case; the result waits for its files."""
@@ -221,4 +241,6 @@ class _Run:
                 export.finish()
             with self.timing.stage("write"):
                 files = export.write(self.records.output / case.name)
+                if case.series is not None and self.how.segments is not None:
+                    files.append(write_dicom_seg(case.series, files[-1], self.how.segments, self.model))
                 self.records.done(case.name, case.files, files)

@@ -48,7 +48,10 @@ class Records:
         )
 
     def _of(self, images: Sequence[Path]) -> dict[str, Any]:
-        return {"images": {path.name: _version(path) for path in images}, **self.source}
+        names = [path.name for path in images]
+        if len(set(names)) < len(names):  # slices of a DICOM series may lie in several folders
+            names = [str(path.absolute()) for path in images]
+        return {"images": {name: _version(path) for name, path in zip(names, images, strict=True)}, **self.source}
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
