@@ -236,10 +236,12 @@ def in_process(part, name, opponent, folder):
 
 def stages(args):
     report = {"machine": machine()}
+    if args.out and args.out.is_file():  # what was measured stays
+        report = json.loads(args.out.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as place:
         for part, names in (("preprocessing", IMAGES), ("export", LOGITS)):
             for name in names:
-                if args.only and args.only not in f"{part} {name}":
+                if f"{part}: {name}" in report or (args.only and args.only not in f"{part} {name}"):
                     continue
                 folder = Path(place, "work")
                 folder.mkdir()
@@ -256,7 +258,7 @@ def stages(args):
                 report[f"{part}: {name}"] = summary(runs)
                 subprocess.run(["rm", "-r", str(folder)], check=True)
                 if args.out:
-                    args.out.write_text(json.dumps(report, indent=1) + "\n")
+                    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 KEPT = ("stages", "labels", "label map", "sum", "voxels by label")
@@ -265,21 +267,18 @@ KEPT = ("stages", "labels", "label map", "sum", "voxels by label")
 def summary(runs):
     found = {}
     for opponent, results in runs.items():
-        if not results:
-            found[opponent] = "not run: does not fit the machine"
+        failed = [r["failed"] for r in results if "failed" in r]
+        if not results or failed:
+            found[opponent] = f"failed: {failed[0]}" if failed else "not run: does not fit the machine"
             continue
         found[opponent] = {
             "process seconds": round(statistics.median(r["seconds"] for r in results), 2),
             "GB above what was there": round(statistics.median(r["bytes"] for r in results) / 1e9, 3),
             "GB of the process": round(statistics.median(r["peak"] for r in results) / 1e9, 3),
-            **{
-                key: results[-1][key]
-                for key in ("stages", "labels", "label map", "sum", "voxels by label")
-                if key in results[-1]
-            },
+            **{key: results[-1][key] for key in KEPT if key in results[-1]},
         }
     for opponent, results in runs.items():
-        if opponent != "nnunet" and runs["nnunet"]:
+        if opponent != "nnunet" and isinstance(found["nnunet"], dict) and isinstance(found[opponent], dict):
             pairs = list(zip(runs["nnunet"], results, strict=True))
             found[f"nnunet / {opponent}"] = {
                 "process seconds": round(statistics.median(a["seconds"] / b["seconds"] for a, b in pairs), 2),
