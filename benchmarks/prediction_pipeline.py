@@ -433,7 +433,7 @@ def whole_command(words):
     most = 0
     while process.poll() is None:
         most = max(most, resident(process.pid))
-        time.sleep(0.1)
+        time.sleep(0.5)  # a look at a large process costs it time
     if process.returncode:
         raise RuntimeError(process.stderr.read().decode()[-2000:])
     after = os.times()
