@@ -12,7 +12,10 @@ NEGATIVE_SLOPE = 0.01
 
 
 class ConvBlock(nn.Module):
-    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU."""
+    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU.
+
+    `density` is the share of active kernels of the convolution; None for a dense one.
+    """
 
     def __init__(
         self,
@@ -22,16 +25,14 @@ class ConvBlock(nn.Module):
         stride: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        masked: bool,
+        density: float | None = None,
     ) -> None:
         super().__init__()
         restricted = 1 in kernel_size
         self.shift_axis = list(kernel_size).index(1) if restricted else 0
         self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
-        conv: Any = MaskedConv3d if masked else nn.Conv3d
-        self.conv = conv(
-            in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size)
-        )
+        sizes: Any = (in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size))
+        self.conv = nn.Conv3d(*sizes) if density is None else MaskedConv3d(*sizes, density=density)
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
@@ -41,7 +42,10 @@ class ConvBlock(nn.Module):
 
 
 class FusionNode(nn.Module):
-    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels."""
+    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels.
+
+    `densities` are the shares of active kernels of the up-convolution and of the others; None where all are dense.
+    """
 
     def __init__(
         self,
@@ -54,17 +58,21 @@ class FusionNode(nn.Module):
         kernel_size: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        masked: bool,
+        densities: tuple[float, float] | None,
     ) -> None:
         super().__init__()
-        up: Any = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
-        self.up = up(width_below, width, tuple(up_stride), tuple(up_stride), bias=False)
+        up, convs = densities or (None, None)
+        sizes: Any = (width_below, width, tuple(up_stride), tuple(up_stride))
+        if up is None:
+            self.up: nn.Module = nn.ConvTranspose3d(*sizes, bias=False)  # type: ignore[misc]
+        else:
+            self.up = MaskedConvTranspose3d(*sizes, bias=False, density=up)
         self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
         # Columns of the first convolution: forward, up, down.
         self.directions = [width, width, width_above or 0]
         widths = [sum(self.directions)] + [width] * (2 if last else 1)
         self.convs = nn.ModuleList(
-            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, masked)
+            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, convs)
             for c_in, c_out in zip(widths, widths[1:], strict=False)
         )
 

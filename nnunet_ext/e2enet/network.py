@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
 from nnunet_ext.e2enet.depth_shift import ChannelSplit
-from nnunet_ext.e2enet.masked import masked_modules
+from nnunet_ext.e2enet.masked import KernelSlots, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, reason_against_engine, release
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import crop, pad_to_multiple
@@ -87,7 +87,7 @@ class E2ENet(nn.Module):
         self.density_overrides = {str(channels): density for channels, density in (density_overrides or {}).items()}
 
         def block(c_in: int, c_out: int, stride: Sequence[int]) -> ConvBlock:
-            return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split, masked=False)
+            return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split)
 
         self.backbone = nn.ModuleList(
             nn.Sequential(block(c_in, c_out, stride), block(c_out, c_out, (1, 1, 1)))
@@ -109,7 +109,7 @@ class E2ENet(nn.Module):
                         kernel_size if last or 1 in kernel_size else [1, 3, 3],
                         shift_size if 1 in kernel_size else 0,
                         channel_split,
-                        masked=sparsity is not None,
+                        self._densities(widths[level]),
                     )
                 )
             self.fusion.append(nodes)
@@ -120,19 +120,23 @@ class E2ENet(nn.Module):
         )
         self._init_weights()
 
+    def _densities(self, width: int) -> tuple[float, float] | None:
+        """Shares of active kernels of a node's up-convolution, and of its convolutions with `width` outputs."""
+        if self.sparsity is None:
+            return None
+        return 1 - self.sparsity, self.density_overrides.get(str(width), 1 - self.sparsity)
+
     def _init_weights(self) -> None:
-        """Kaiming-normal weights, zero biases, and random masks of the exact density (paper, section 2.2)."""
+        """Kaiming-normal weights, zero biases, and random kernels of the exact density (paper, section 2.2)."""
+        drawn: dict[nn.Module, Tensor] = {}  # weights in full: their variance is that of the dense network's
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-                nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+                drawn[module] = torch.empty(module.dense_shape) if isinstance(module, KernelSlots) else module.weight
+                nn.init.kaiming_normal_(drawn[module], a=NEGATIVE_SLOPE)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.sparsity is not None:
-            for _, module in masked_modules(self):
-                density = 1 - self.sparsity
-                if isinstance(module, nn.Conv3d):
-                    density = self.density_overrides.get(str(module.out_channels), density)
-                module.randomize_mask(density)
+        for _, masked in masked_modules(self):
+            masked.draw_kernels(drawn[masked])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """`x [B, C, D, H, W]` -> logits `[B, K, D, H, W]`; with deep supervision a list, highest resolution first."""
