@@ -3,8 +3,8 @@
     python benchmarks/e2enet_forward.py --patch 64 64 64 --rounds 7 --out benchmarks/results/e2enet_forward_cpu.json
 
 The plain formulation has the same weights and does what the papers describe step by step: concatenate, pad, roll each
-channel group, crop, convolve with the weight times its mask. A training step is nnU-Net's: forward, backward, gradients
-clipped to 12, SGD with Nesterov momentum; E2ENet's has its masks on gradients, weights and momentum. All opponents run
+channel group, crop, convolve with the dense weight. A training step is nnU-Net's: forward, backward, gradients
+clipped to 12, SGD with Nesterov momentum; E2ENet's has its topology. All opponents run
 in one process in turns; the figures are medians over the rounds of the ratio within a round. On CUDA, AMP as nnU-Net
 uses it, peak memory and the difference to the CPU's output are measured too. Needs torch and
 dynamic-network-architectures, no nnU-Net.
@@ -25,7 +25,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_ext.e2enet.blocks import ConvBlock
-from nnunet_ext.e2enet.masked import KernelMask, expand
+from nnunet_ext.e2enet.masked import KernelSlots
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH
 from nnunet_ext.e2enet.topology import DynamicTopology
@@ -47,9 +47,7 @@ class RolledBlock(nn.Module):
             rolled = [torch.roll(group, shift, 2) for group, (_, shift) in zip(groups, self.block.shifts, strict=True)]
             x = torch.cat(rolled, 1)[:, :, m:-m]
         conv = self.block.conv
-        weight = conv.weight
-        if isinstance(conv, KernelMask):
-            weight = weight * expand(conv.kernel_mask, weight)
+        weight = conv.dense_weight() if isinstance(conv, KernelSlots) else conv.weight
         x = F.conv3d(x, weight, conv.bias, conv.stride, conv.padding)
         return F.leaky_relu(self.block.norm(x), 0.01)
 

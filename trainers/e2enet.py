@@ -3,6 +3,7 @@
 from typing import Any
 
 from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_at
+from nnunet_ext.e2enet.older_forms import moments_to_slots
 from nnunet_ext.e2enet.options import E2ENetOptions
 from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares
 from nnunet_ext.trainers.base import ExtTrainer
@@ -18,7 +19,7 @@ class E2ENetTrainer(ExtTrainer):
     options: E2ENetOptions
 
     def on_initialized(self) -> None:
-        """Attaches the moving masks to the optimizer."""
+        """Attaches the moving topology to the optimizer."""
         self.topology = DynamicTopology(
             self.net,
             self.optimizer,
@@ -43,12 +44,13 @@ class E2ENetTrainer(ExtTrainer):
         return {**super().rates_at(epoch, num_epochs), "drop rate": drop_rate}
 
     def method_state(self) -> dict[str, Any]:
-        """The topology's clock; the masks are in the network's state dict."""
+        """The topology's clock; which kernels are active is in the network's state dict."""
         return self.topology.state()
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        """Sets the topology's clock."""
+        """Sets the topology's clock, and turns moments of a former version's dense weights into those of the slots."""
         self.topology.load_state(state)
+        moments_to_slots(self.topology.layers.values(), self.optimizer)
 
     def history_row(self) -> dict[str, Any]:
         """Topology clock, active kernels, and each fusion node's share of connections by direction."""

@@ -10,6 +10,7 @@ activation, pooling and additions are not counted in either.
 import copy
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,15 +23,16 @@ _COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspos
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
-    """Total, trainable and active parameters; active leaves out the weights of masked kernels."""
-    total = sum(p.numel() for p in network.parameters())
+    """Total, trainable and active parameters; the total has the inactive kernels of masked convolutions, as the papers
+    count them, of which the network holds nothing.
+    """
+    active = sum(p.numel() for p in network.parameters())
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    masked = 0
-    module: Any
+    inactive = 0
     for module in network.modules():
         if hasattr(module, "count_active"):
-            masked += (math.prod(module.weight.shape[:2]) - module.count_active()) * math.prod(module.weight.shape[2:])
-    return {"total": total, "trainable": trainable, "active": total - masked}
+            inactive += (_kernels(module) - module.count_active()) * math.prod(module.dense_shape[2:])  # type: ignore
+    return {"total": active + inactive, "trainable": trainable, "active": active}
 
 
 def count_flops(
@@ -107,7 +109,7 @@ def _paper_flops(network: nn.Module, shadow: Any, x: Tensor) -> float:
 
 
 def _kernels(module: Any) -> int:
-    return math.prod(module.weight.shape[:2])
+    return math.prod(module.dense_shape[:2] if hasattr(module, "dense_shape") else module.weight.shape[:2])
 
 
 def _active(module: Any) -> int:
@@ -153,12 +155,12 @@ def complexity_text(report: dict[str, Any]) -> str:
 
 
 def kept_elements(network: nn.Module, x: Tensor) -> int:
-    """Elements (of four bytes) that autograd keeps of a training step's forward pass, parameters aside.
+    """Elements (of four bytes) that autograd keeps of a training step's forward pass, parameters and buffers aside.
 
     `x` is on the meta device; the network is taken there.
     """
     shadow = on_meta(network).train()
-    own = {parameter.untyped_storage()._cdata for parameter in shadow.parameters()}
+    own = {tensor.untyped_storage()._cdata for tensor in chain(shadow.parameters(), shadow.buffers())}
     saved = {}
 
     def keep(tensor: Tensor) -> Tensor:

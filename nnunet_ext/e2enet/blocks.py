@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d
+from nnunet_ext.e2enet.rebuilding import can_rebuild, norm_and_activation, rebuilding_convolution, rebuilds
 
 NEGATIVE_SLOPE = 0.01
 
 
 class ConvBlock(nn.Module):
-    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU."""
+    """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU.
+
+    `density` is the share of active kernels of the convolution; None for a dense one. `memory_efficient`: a training
+    step keeps the convolution's output alone (see `rebuilding.py`).
+    """
 
     def __init__(
         self,
@@ -22,26 +29,48 @@ class ConvBlock(nn.Module):
         stride: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        masked: bool,
+        density: float | None = None,
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
+        self.memory_efficient = memory_efficient
         restricted = 1 in kernel_size
         self.shift_axis = list(kernel_size).index(1) if restricted else 0
         self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
-        conv: Any = MaskedConv3d if masked else nn.Conv3d
-        self.conv = conv(
-            in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size)
-        )
+        sizes: Any = (in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size))
+        self.conv = nn.Conv3d(*sizes) if density is None else MaskedConv3d(*sizes, density=density)
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
-    def forward(self, *sources: Tensor) -> Tensor:
-        """`sources`: tensors `[B, C_i, D, H, W]` -> `[B, C_out, D', H', W']`."""
-        return self.act(self.norm(self.conv(shifted_concat(list(sources), self.shifts, self.shift_axis))))
+    def forward(self, *sources: Tensor, through: Sequence[nn.Module | None] | None = None) -> Tensor:
+        """`sources`: tensors -> `[B, C_out, D', H', W']`; each source comes through a module where one is given.
+
+        What the convolution reads are tensors `[B, C_i, D, H, W]` of one size.
+        """
+        through = through or [None] * len(sources)
+        if self.memory_efficient and rebuilds() and can_rebuild(self.conv, self.norm, self.act):
+            z = rebuilding_convolution(self.conv, sources, through, self.shifts, self.shift_axis)
+            return norm_and_activation(z, self.norm, self.act.negative_slope)
+
+        def read(*sources: Tensor) -> Tensor:
+            parts = [s if module is None else module(s) for s, module in zip(sources, through, strict=True)]
+            return shifted_concat(parts, self.shifts, self.shift_axis)
+
+        def finish(z: Tensor) -> Tensor:
+            return self.act(self.norm(z))
+
+        if self.memory_efficient and torch.compiler.is_compiling() and torch.is_grad_enabled():
+            # Marks for the partitioner, which would keep the concatenation and much else.
+            z = self.conv(checkpoint(read, *sources, use_reentrant=False, preserve_rng_state=False))
+            return checkpoint(finish, z, use_reentrant=False, preserve_rng_state=False)
+        return finish(self.conv(read(*sources)))
 
 
 class FusionNode(nn.Module):
-    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels."""
+    """One node x^{j,l}: fuses the forward, up and down flow into `width` channels.
+
+    `densities` are the shares of active kernels of the up-convolution and of the others; None where all are dense.
+    """
 
     def __init__(
         self,
@@ -54,24 +83,30 @@ class FusionNode(nn.Module):
         kernel_size: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        masked: bool,
+        densities: tuple[float, float] | None,
+        memory_efficient: bool,
     ) -> None:
         super().__init__()
-        up: Any = MaskedConvTranspose3d if masked else nn.ConvTranspose3d
-        self.up = up(width_below, width, tuple(up_stride), tuple(up_stride), bias=False)
+        up, convs = densities or (None, None)
+        sizes: Any = (width_below, width, tuple(up_stride), tuple(up_stride))
+        if up is None:
+            self.up: nn.Module = nn.ConvTranspose3d(*sizes, bias=False)  # type: ignore[misc]
+        else:
+            self.up = MaskedConvTranspose3d(*sizes, bias=False, density=up)
         self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
         # Columns of the first convolution: forward, up, down.
         self.directions = [width, width, width_above or 0]
         widths = [sum(self.directions)] + [width] * (2 if last else 1)
         self.convs = nn.ModuleList(
-            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, masked)
+            ConvBlock(c_in, c_out, kernel_size, (1, 1, 1), shift_size, split, convs, memory_efficient)
             for c_in, c_out in zip(widths, widths[1:], strict=False)
         )
 
     def forward(self, forward: Tensor, below: Tensor, above: Tensor | None) -> Tensor:
         """`forward`: this level of the stage before; `below`: one level coarser; `above`: one level finer."""
-        sources = [forward, self.up(below)]
-        if self.down is not None:
-            sources.append(self.down(above))
-        x = self.convs[0](*sources)
+        x = (
+            self.convs[0](forward, below, through=[None, self.up])
+            if self.down is None
+            else self.convs[0](forward, below, above, through=[None, self.up, self.down])
+        )
         return self.convs[1](x) if len(self.convs) == 2 else x

@@ -49,11 +49,21 @@ def shifted_concat(sources: list[Tensor], shifts: list[tuple[int, int]], axis: i
     """`depth_shift` of `torch.cat(sources, 1)`, written in one pass. `sources`: tensors `[B, C_i, D, H, W]`."""
     if not shifts:
         return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
-    segments = _segments([s.shape[1] for s in sources], shifts)
     if torch.compiler.is_compiling():  # which cannot trace the function without gradients, and fuses this
-        parts = [_shifted(sources[s][:, first:end], shift, axis + 2) for s, first, end, _, shift in segments]
+        segments = _segments([s.shape[1] for s in sources], shifts)
+        parts = [_shifted(sources[n][:, first:end], shift, axis + 2) for n, first, end, _, shift in segments]
         return torch.cat(parts, 1)
-    return _ShiftedConcat.apply(segments, axis + 2, *sources)
+    return _ShiftedConcat.apply(shifts, axis, *sources)
+
+
+def split_shifted(grad: Tensor, channels: list[int], shifts: list[tuple[int, int]], axis: int = 0) -> list[Tensor]:
+    """The gradients of the sources of `shifted_concat`, which have so many channels, from that of its result."""
+    if not shifts:
+        return list(grad.split(channels, 1))
+    grads = [grad.new_empty(len(grad), count, *grad.shape[2:]) for count in channels]
+    for source, first, end, start, shift in _segments(channels, shifts):
+        _copy_shifted(grads[source][:, first:end], grad[:, start : start + end - first], -shift, axis + 2)
+    return grads
 
 
 def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
@@ -94,22 +104,21 @@ class _ShiftedConcat(torch.autograd.Function):
     """Concatenates and shifts without intermediate copies; the backward pass is the same with opposite shifts."""
 
     @staticmethod
-    def forward(ctx: Any, segments: tuple, dim: int, *sources: Tensor) -> Tensor:
-        ctx.segments, ctx.dim = segments, dim
-        ctx.sources = [(s.shape, s.dtype) for s in sources]
+    def forward(ctx: Any, shifts: list[tuple[int, int]], axis: int, *sources: Tensor) -> Tensor:
+        ctx.shifts, ctx.axis = shifts, axis
+        ctx.channels = [s.shape[1] for s in sources]
+        ctx.dtypes = [s.dtype for s in sources]
         dtype = sources[0].dtype
         for source in sources[1:]:
             dtype = torch.promote_types(dtype, source.dtype)
         shape = list(sources[0].shape)
-        shape[1] = sum(s.shape[1] for s in sources)
+        shape[1] = sum(ctx.channels)
         out = sources[0].new_empty(shape, dtype=dtype)
-        for source, first, end, start, shift in segments:
-            _copy_shifted(out[:, start : start + end - first], sources[source][:, first:end], shift, dim)
+        for n, first, end, start, shift in _segments(ctx.channels, shifts):
+            _copy_shifted(out[:, start : start + end - first], sources[n][:, first:end], shift, axis + 2)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        grads = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.sources]
-        for source, first, end, start, shift in ctx.segments:
-            _copy_shifted(grads[source][:, first:end], grad[:, start : start + end - first], -shift, ctx.dim)
-        return (None, None, *grads)
+        grads = split_shifted(grad, ctx.channels, ctx.shifts, ctx.axis)
+        return (None, None, *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)))

@@ -1,15 +1,19 @@
-"""Convolutions with a mask over their kernels: the sparse feature-map connections of E2ENet (section 2.2).
+"""Convolutions of which only some kernels exist: the sparse feature-map connections of E2ENet (section 2.2).
 
 A kernel is everything that joins one input to one output channel: the spatial taps at one index of the weight's first
-two dimensions. Inactive kernels are zero in the weight itself, so that the forward pass is a plain convolution.
+two dimensions. A masked convolution has a fixed number of slots, each with one active kernel; the parameter is the
+slots' values, a buffer says which kernel each of them is. The dense weight, zero elsewhere, is made anew in each
+forward pass, so that what is inactive has no value, no gradient and no momentum.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunet_ext.e2enet.older_forms import to_slots
 
 
 def active_kernels(kernels: int, density: float) -> int:
@@ -29,29 +33,76 @@ class Connections(NamedTuple):
     kernels: Tensor
 
 
-class KernelMask(nn.Module):
-    """Mixin for convolutions: a persistent bool buffer `kernel_mask` of `weight.shape[:2]`, True = active."""
+class KernelSlots(nn.Module):
+    """Mixin for convolutions without groups: a parameter and a buffer in place of the dense `weight [a, b, *kernel]`.
 
-    weight: Tensor
-    kernel_mask: Tensor
-    _drawn: int
+    Attributes:
+        values: parameter `[active, *kernel]`, the kernel of each slot.
+        index: int64 buffer `[active]`, which kernel a slot holds: `row * b + column`, no two the same. A slot keeps its
+            kernel until it is overwritten, so that averages of `values` are averages of kernels.
+        dense_shape: of the weight; `[C_out, C_in, *kernel]`, and of a transposed convolution `[C_in, C_out, *kernel]`.
+    """
 
-    def init_mask(self) -> None:
-        """Adds the buffer, all kernels active."""
-        self.register_buffer("kernel_mask", torch.ones(self.weight.shape[:2], dtype=torch.bool))
-        self._drawn = self.kernel_mask.numel()
+    values: nn.Parameter
+    index: Tensor
+    dense_shape: tuple[int, ...]
+    outputs_first = True  # in the weight
+
+    def init_slots(self, density: float) -> None:
+        """Replaces `weight` by slots for the share `density` of its kernels, at first those with the lowest index."""
+        weight, bias = self._parameters.pop("weight"), self._parameters.pop("bias")
+        assert weight is not None
+        self.dense_shape = tuple(weight.shape)
+        count = active_kernels(self.kernels, density)
+        self.values = nn.Parameter(weight.detach().flatten(0, 1)[:count].clone())
+        self.register_parameter("bias", bias)  # in the order of the parameters the values stand for the weight
+        self.register_buffer("index", torch.arange(count))
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels there are, active or not."""
+        return self.dense_shape[0] * self.dense_shape[1]
+
+    @property
+    def kernel_mask(self) -> Tensor:
+        """Bool `[a, b]`, a new tensor: True = active."""
+        mask = torch.zeros(self.kernels, dtype=torch.bool, device=self.index.device)
+        return mask.index_fill(0, self.index, True).view(self.dense_shape[:2])
 
     def count_active(self) -> int:
-        """Active kernels; on the meta device, where masks have no values, as many as were drawn."""
-        return self._drawn if self.kernel_mask.is_meta else int(self.kernel_mask.sum())
+        """Active kernels, which are as many for the whole life of the module."""
+        return len(self.index)
 
-    def randomize_mask(self, density: float) -> None:
-        """Keeps round(density * kernels) kernels, at least one, drawn without replacement; zeroes the others."""
-        count = self._drawn = active_kernels(self.kernel_mask.numel(), density)
-        mask = torch.zeros(self.kernel_mask.numel(), dtype=torch.bool)
-        mask[torch.randperm(mask.numel())[:count]] = True
-        self.kernel_mask.copy_(mask.view_as(self.kernel_mask))
-        self.apply_mask()
+    def dense_weight(self, values: Tensor | None = None) -> Tensor:
+        """The weight `dense_shape`, a new tensor; `values` stand in for the module's own where given."""
+        values = self.values if values is None else values
+        rows = values.new_zeros(self.kernels, *values.shape[1:])
+        return rows.index_copy(0, self.index, values).view(self.dense_shape)
+
+    @torch.no_grad()
+    def set_kernels(self, weight: Tensor, mask: Tensor) -> None:
+        """Takes the kernels of a dense `weight` at which `mask [a, b]` is True, in ascending order.
+
+        Raises:
+            ValueError: they are not as many as there are slots.
+        """
+        index = mask.flatten().nonzero().squeeze(1)
+        if len(index) != len(self.index):
+            raise ValueError(f"{len(index)} kernels for {len(self.index)} slots")
+        self.index.copy_(index)
+        self.values.copy_(weight.flatten(0, 1)[index.to(weight.device)])
+
+    @torch.no_grad()
+    def draw_kernels(self, weight: Tensor) -> None:
+        """Takes as many kernels of a dense `weight` as there are slots, drawn without replacement."""
+        self.index.copy_(torch.randperm(self.kernels)[: len(self.index)].sort().values)
+        self.values.copy_(weight.flatten(0, 1)[self.index])
+
+    @torch.no_grad()
+    def overwrite(self, slots: Tensor, kernels: Tensor) -> None:
+        """Gives `slots` (int64 `[n]`) to other `kernels` (index, int64 `[n]`), which start at zero."""
+        self.index[slots] = kernels
+        self.values[slots] = 0
 
     def _load_from_state_dict(
         self,
@@ -63,77 +114,79 @@ class KernelMask(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Accepts weight and mask, and the compact form that the first versions stored (`active_kernels`
-        `[active, *kernel]` and `kernel_bits`, 8 kernels a byte). Damage and another sparsity are errors.
-        """
-        problem = None
-        if prefix + "active_kernels" in state_dict and prefix + "kernel_bits" in state_dict:
-            kernels = state_dict.pop(prefix + "active_kernels")
-            mask = unpack_bits(state_dict.pop(prefix + "kernel_bits"), self.kernel_mask.shape)
-            if mask is None or int(mask.sum()) != len(kernels) or kernels.shape[1:] != self.weight.shape[2:]:
-                problem = "mask and kernels do not fit; the checkpoint is damaged or of another network"
-            else:
-                state_dict[prefix + "kernel_mask"] = mask
-                state_dict[prefix + "weight"] = kernels.new_zeros(self.weight.shape)
-                state_dict[prefix + "weight"][mask] = kernels
-        mask = state_dict.get(prefix + "kernel_mask")
-        if problem is None and mask is not None and mask.shape == self.kernel_mask.shape:
-            stored = int(mask.sum())
-            if stored != self._drawn:
-                problem = f"{stored} active kernels are stored, this network has {self._drawn}: its sparsity is another"
-        if problem:
-            error_msgs.append(f"{prefix}weight: {problem}")
+        """torch's, which also takes the forms of older checkpoints. Damage and another sparsity are errors."""
+        problem = to_slots(state_dict, prefix, self.dense_shape)
+        index = state_dict.get(prefix + "index")
+        if problem is None and index is not None:
+            problem = self._problem_of(index)
+        if problem is not None:
+            error_msgs.append(f"{prefix}values: {problem}")
             return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _problem_of(self, index: Tensor) -> str | None:
+        if len(index) != len(self.index):
+            return (
+                f"{len(index)} active kernels are stored, this network has {len(self.index)}: its sparsity is another"
+            )
+        if index.is_meta:
+            return None
+        if index.is_floating_point() or int(index.min()) < 0 or int(index.max()) >= self.kernels:
+            return "the index names kernels that are not there; the checkpoint is damaged or of another network"
+        if len(index.unique()) != len(index):
+            return "the index names a kernel twice; the checkpoint is damaged, or an average that took in the index"
+        return None
+
     @torch.no_grad()
     def active_connections(self) -> Connections:
-        """The kernels that are not zero by output channel, for code that computes nothing for the others."""
-        weight = self.weight if isinstance(self, nn.Conv3d) else self.weight.transpose(0, 1)
-        mask = (weight != 0).flatten(2).any(2)  # as the forward pass, which knows the weight alone
-        outputs, inputs = mask.nonzero(as_tuple=True)
-        counts = torch.bincount(outputs, minlength=len(mask))
-        return Connections(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), inputs, weight[outputs, inputs])
-
-    @torch.no_grad()
-    def apply_mask(self) -> None:
-        """Sets the weights of inactive kernels to zero."""
-        self.weight.mul_(expand(self.kernel_mask, self.weight))
+        """The kernels by output channel, for code that computes nothing for the others."""
+        rows, columns = self.index // self.dense_shape[1], self.index % self.dense_shape[1]
+        outputs, inputs = (rows, columns) if self.outputs_first else (columns, rows)
+        order = torch.argsort(outputs * self.kernels + inputs)
+        counts = torch.bincount(outputs, minlength=self.dense_shape[0 if self.outputs_first else 1])
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Connections(starts, inputs[order], self.values[order])
 
 
-class MaskedConv3d(KernelMask, nn.Conv3d):
-    """`nn.Conv3d` with a kernel mask `[C_out, C_in]`."""
+class MaskedConv3d(KernelSlots, nn.Conv3d):
+    """`nn.Conv3d` of which the share `density` of the kernels is active."""
 
-    def __init__(self, *args: int, **kwargs: object) -> None:
-        nn.Conv3d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
-        self.init_mask()
+    def __init__(self, *args: Any, density: float = 1.0, **kwargs: Any) -> None:
+        nn.Conv3d.__init__(self, *args, **kwargs)
+        self.init_slots(density)
 
-
-class MaskedConvTranspose3d(KernelMask, nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d` with a kernel mask `[C_in, C_out]`."""
-
-    def __init__(self, *args: int, **kwargs: object) -> None:
-        nn.ConvTranspose3d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
-        self.init_mask()
+    def forward(self, input: Tensor) -> Tensor:
+        """`[B, C_in, D, H, W]` -> `[B, C_out, D', H', W']`."""
+        return self._conv_forward(input, self.dense_weight(), self.bias)
 
 
-def expand(mask: Tensor, weight: Tensor) -> Tensor:
-    """A mask `[a, b]` shaped to multiply a weight `[a, b, *kernel]`."""
-    return mask.view(*mask.shape, *(1,) * (weight.ndim - 2))
+class MaskedConvTranspose3d(KernelSlots, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` without padding of which the share `density` of the kernels is active."""
+
+    outputs_first = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: tuple[int, int, int],
+        *,
+        bias: bool = True,
+        density: float = 1.0,
+    ) -> None:
+        nn.ConvTranspose3d.__init__(self, in_channels, out_channels, kernel_size, stride, bias=bias)
+        self.init_slots(density)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`[B, C_in, D, H, W]` -> `[B, C_out, D', H', W']`, of the size that follows from kernel and stride."""
+        return F.conv_transpose3d(input, self.dense_weight(), self.bias, self.stride)
 
 
-def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor | None:
-    """The bool tensor of `shape` from bytes, the first element in the lowest bit; None where their number is wrong."""
-    if bits.dtype != torch.uint8 or bits.numel() != -(-shape.numel() // 8):
-        return None
-    flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel(), bitorder="little")
-    return torch.from_numpy(flat).to(bits.device, torch.bool).view(shape)
-
-
-def masked_modules(network: nn.Module) -> Iterator[tuple[str, KernelMask]]:
+def masked_modules(network: nn.Module) -> Iterator[tuple[str, KernelSlots]]:
     """`(name, module)` of every masked convolution, in the order of the network's construction."""
     for name, module in network.named_modules():
-        if isinstance(module, KernelMask):
+        if isinstance(module, KernelSlots):
             yield name, module

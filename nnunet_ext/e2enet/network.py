@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
 from nnunet_ext.e2enet.depth_shift import ChannelSplit
-from nnunet_ext.e2enet.masked import masked_modules
+from nnunet_ext.e2enet.masked import KernelSlots, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, reason_against_engine, release
+from nnunet_ext.e2enet.rebuilding import can_rebuild, rebuilding_convolution, rebuilds
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import crop, pad_to_multiple
 from nnunet_ext.planning.patches import total_strides
@@ -46,6 +47,8 @@ class E2ENet(nn.Module):
             the last node of each level have this kernel; the other nodes have `[1, 3, 3]`.
         shift_size: m; channels are shifted by -m..m slices; 0 = no shift.
         channel_split: "balanced" groups, or "reference" for the authors' chunk rule (see `depth_shift`).
+        memory_efficient: a training step keeps the outputs of the convolutions, and makes the rest again in the
+            backward pass; False keeps all that autograd would keep. Results and state dict are the same.
 
     Any patch is accepted: it is padded with zeros at the end to a multiple of the strides, and the logits are cropped.
 
@@ -72,6 +75,7 @@ class E2ENet(nn.Module):
         kernel_size: Sequence[int] = (1, 3, 3),
         shift_size: int = 1,
         channel_split: ChannelSplit = "balanced",
+        memory_efficient: bool = True,
     ) -> None:
         super().__init__()
         self.strides = _checked_strides(strides)
@@ -84,10 +88,11 @@ class E2ENet(nn.Module):
         self.input_channels, self.num_classes = input_channels, num_classes
         self.deep_supervision = deep_supervision
         self.sparsity = sparsity
+        self.memory_efficient = memory_efficient
         self.density_overrides = {str(channels): density for channels, density in (density_overrides or {}).items()}
 
         def block(c_in: int, c_out: int, stride: Sequence[int]) -> ConvBlock:
-            return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split, masked=False)
+            return ConvBlock(c_in, c_out, kernel_size, stride, shift_size, channel_split, None, memory_efficient)
 
         self.backbone = nn.ModuleList(
             nn.Sequential(block(c_in, c_out, stride), block(c_out, c_out, (1, 1, 1)))
@@ -109,7 +114,8 @@ class E2ENet(nn.Module):
                         kernel_size if last or 1 in kernel_size else [1, 3, 3],
                         shift_size if 1 in kernel_size else 0,
                         channel_split,
-                        masked=sparsity is not None,
+                        self._densities(widths[level]),
+                        memory_efficient,
                     )
                 )
             self.fusion.append(nodes)
@@ -120,19 +126,23 @@ class E2ENet(nn.Module):
         )
         self._init_weights()
 
+    def _densities(self, width: int) -> tuple[float, float] | None:
+        """Shares of active kernels of a node's up-convolution, and of its convolutions with `width` outputs."""
+        if self.sparsity is None:
+            return None
+        return 1 - self.sparsity, self.density_overrides.get(str(width), 1 - self.sparsity)
+
     def _init_weights(self) -> None:
-        """Kaiming-normal weights, zero biases, and random masks of the exact density (paper, section 2.2)."""
+        """Kaiming-normal weights, zero biases, and random kernels of the exact density (paper, section 2.2)."""
+        drawn: dict[nn.Module, Tensor] = {}  # weights in full: their variance is that of the dense network's
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-                nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+                drawn[module] = torch.empty(module.dense_shape) if isinstance(module, KernelSlots) else module.weight
+                nn.init.kaiming_normal_(drawn[module], a=NEGATIVE_SLOPE)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.sparsity is not None:
-            for _, module in masked_modules(self):
-                density = 1 - self.sparsity
-                if isinstance(module, nn.Conv3d):
-                    density = self.density_overrides.get(str(module.out_channels), density)
-                module.randomize_mask(density)
+        for _, masked in masked_modules(self):
+            masked.draw_kernels(drawn[masked])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """`x [B, C, D, H, W]` -> logits `[B, K, D, H, W]`; with deep supervision a list, highest resolution first."""
@@ -156,8 +166,13 @@ class E2ENet(nn.Module):
             ends.append(features[-1])
         seg_layers: Any = self.heads.seg_layers
         heads = seg_layers if self.deep_supervision else seg_layers[:1]
-        logits = [self._crop(head(ends[-1 - level]), size, level) for level, head in enumerate(heads)]
+        logits = [self._crop(self._head(head, ends[-1 - level]), size, level) for level, head in enumerate(heads)]
         return logits if self.deep_supervision else logits[0]
+
+    def _head(self, head: nn.Module, x: Tensor) -> Tensor:
+        if self.memory_efficient and rebuilds() and can_rebuild(head):
+            return rebuilding_convolution(head, [x])
+        return head(x)
 
     def reason_against_sparse_engine(self) -> str | None:
         """Why the engine of active connections cannot compute this network here; None where it can."""

@@ -1,8 +1,8 @@
 """Dynamic sparse feature fusion: the masks move while the network trains (E2ENet, section 2.2 and algorithm 1).
 
-After every optimizer step the inactive kernels are zero. Every `update_every` steps each masked convolution drops the
-share r(t) of its active kernels with the smallest L1 norm, and as many kernels that were inactive before grow from
-zero, so that the number of active kernels never changes.
+Every `update_every` steps each masked convolution drops the share r(t) of its active kernels with the smallest L1
+norm, and as many kernels that were inactive before take their slots and grow from zero, so that the number of active
+kernels never changes.
 """
 
 import math
@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.e2enet.masked import KernelMask, expand, masked_modules
+from nnunet_ext.e2enet.masked import KernelSlots, masked_modules
 
 
 class DynamicTopology:
     """Drives the masks of `network` through `optimizer`'s steps; attach it once, before the first step.
 
-    It works through torch's own hooks: gradients of inactive kernels are zeroed as they are computed (so that gradient
-    clipping does not see them), and a hook that runs after `optimizer.step()` does the rest. A step that an AMP
-    GradScaler skips never reaches the optimizer, so nothing happens then.
+    It works through a hook that torch runs after `optimizer.step()`. A step that an AMP GradScaler skips never reaches
+    the optimizer, so nothing happens then.
 
     Updates are drawn from (seed, number of the update, position of the layer), on the CPU: they are the same on every
     rank of a distributed training and need no state but the step counter.
@@ -47,7 +46,7 @@ class DynamicTopology:
         dynamic: bool = True,
         seed: int = 0,
     ) -> None:
-        self.layers: dict[str, KernelMask] = dict(masked_modules(network))
+        self.layers: dict[str, KernelSlots] = dict(masked_modules(network))
         self.optimizer = optimizer
         self.total_steps, self.update_every = total_steps, update_every
         self.first_rate, self.final_rate = drop_rate, final_drop_rate
@@ -55,8 +54,6 @@ class DynamicTopology:
         self.steps = 0
         self.updates = 0
         self._ever_active: dict[str, Tensor] | None = None  # from the first step on: weights may be loaded until then
-        for layer in self.layers.values():
-            layer.weight.register_hook(_gradient_mask(layer))
         optimizer.register_step_post_hook(lambda *_: self._after_step())
 
     def rate(self, step: int, total_steps: int | None = None) -> float:
@@ -74,33 +71,27 @@ class DynamicTopology:
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        self._zero_inactive()
         self._ever_active = self.ever_active
         self.steps += 1
         if self.dynamic and self.steps % self.update_every == 0:
             self._update()
 
-    def _zero_inactive(self) -> None:
-        for layer in self.layers.values():
-            mask = expand(layer.kernel_mask, layer.weight)
-            layer.weight.mul_(mask)
-            for value in self.optimizer.state.get(layer.weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == layer.weight.shape:
-                    value.mul_(mask)
-
     def _update(self) -> None:
         rate = self.rate(self.steps)
         for position, (name, layer) in enumerate(self.layers.items()):
             generator = torch.Generator().manual_seed(_mixed(self.seed, self.updates, position))
-            norms = layer.weight.flatten(2).abs().sum(2).cpu()
-            mask = prune_and_regrow(layer.kernel_mask.cpu(), norms, rate, generator)
-            layer.kernel_mask.copy_(mask)
-            self.ever_active[name] |= mask
+            norms = layer.values.flatten(1).abs().sum(1).cpu()
+            slots, grown = exchange(layer.index.cpu(), norms, layer.kernels, rate, generator)
+            self.ever_active[name].view(-1)[grown] = True
+            slots, grown = slots.to(layer.index.device), grown.to(layer.index.device)
+            layer.overwrite(slots, grown)
+            for moment in self.optimizer.state.get(layer.values, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == layer.values.shape:
+                    moment[slots] = 0
         self.updates += 1
-        self._zero_inactive()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the masks, which are buffers of the network."""
+        """What a checkpoint needs besides which kernels are active, which the network itself holds."""
         ever_active = {name: mask.clone() for name, mask in self.ever_active.items()}
         return {"steps": self.steps, "updates": self.updates, "ever_active": ever_active}
 
@@ -117,31 +108,30 @@ class DynamicTopology:
             "steps": self.steps,
             "updates": self.updates,
             "drop_rate": self.rate(self.steps) if self.dynamic else 0.0,
-            "active_kernels": sum(int(layer.kernel_mask.sum()) for layer in self.layers.values()),
+            "active_kernels": sum(layer.count_active() for layer in self.layers.values()),
             "ever_active": sum(int(mask.sum()) for mask in ever_active.values()) / max(1, kernels),
         }
 
 
-def prune_and_regrow(mask: Tensor, norms: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """The next mask of one layer.
+def exchange(
+    index: Tensor, norms: Tensor, kernels: int, rate: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which slots of a layer are given up at an update, and which kernels take them: two int64 tensors `[n]`.
 
     Args:
-        mask: active kernels, bool, any shape.
-        norms: L1 norm of each kernel, same shape.
+        index: the kernel of each slot, int64 `[active]`.
+        norms: its L1 norm `[active]`.
+        kernels: how many there are, active or not.
         rate: share of the active kernels to drop; ceil(rate * active) are dropped, at most as many as are inactive.
         generator: draws the regrown kernels, uniformly among those inactive before the drop (algorithm 1).
 
     Ties go to the lower index, so that exactly that many are dropped.
     """
-    shape, mask = mask.shape, mask.flatten().clone()
-    active = mask.nonzero().squeeze(1)
-    inactive = (~mask).nonzero().squeeze(1)
-    count = min(math.ceil(rate * len(active)), len(inactive))
-    dropped = active[torch.argsort(norms.flatten()[active], stable=True)[:count]]
-    grown = inactive[torch.randperm(len(inactive), generator=generator)[:count]]
-    mask[dropped] = False
-    mask[grown] = True
-    return mask.view(shape)
+    inactive = torch.ones(kernels, dtype=torch.bool).index_fill(0, index, False).nonzero().squeeze(1)
+    count = min(math.ceil(rate * len(index)), len(inactive))
+    ascending = torch.argsort(index)
+    weakest = ascending[torch.argsort(norms[ascending], stable=True)[:count]]
+    return weakest, inactive[torch.randperm(len(inactive), generator=generator)[:count]]
 
 
 def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
@@ -155,7 +145,7 @@ def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
             conv = node.convs[0].conv
             columns = (
                 conv.kernel_mask.sum(0)
-                if isinstance(conv, KernelMask)
+                if isinstance(conv, KernelSlots)
                 else conv.weight.new_full((conv.in_channels,), conv.out_channels)
             )
             counts = [int(part.sum()) for part in columns.split(node.directions)]
@@ -163,13 +153,6 @@ def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
                 name: count / max(1, sum(counts)) for name, count in zip(("forward", "up", "down"), counts, strict=True)
             }
     return shares
-
-
-def _gradient_mask(layer: KernelMask) -> Any:
-    # Not a product: an overflow in an inactive kernel would become NaN, for which a GradScaler skips the step.
-    return lambda grad: torch.where(
-        expand(layer.kernel_mask, grad), grad, torch.zeros((), dtype=grad.dtype, device=grad.device)
-    )
 
 
 def _mixed(*numbers: int) -> int:

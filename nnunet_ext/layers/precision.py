@@ -1,5 +1,6 @@
 """Arithmetic that keeps its precision under autocast."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,3 +17,11 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def autocast_of(device: torch.device) -> AbstractContextManager:
     """The half precision in which nnU-Net trains: float16 on CUDA, none elsewhere."""
     return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
+
+
+def same_autocast(device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Makes contexts in which `device` casts as it does now, for what a backward pass computes again."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    return lambda: torch.autocast(device.type, dtype, enabled, cache_enabled=False)

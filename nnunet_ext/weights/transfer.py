@@ -1,4 +1,4 @@
-"""Takes over from one network what fits into another: weights, and with them masks and running statistics."""
+"""Takes over from one network what fits into another: weights, and with them indices and running statistics."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ from nnunet_ext.errors import ConfigurationError
 def transfer(source: nn.Module, target: nn.Module, skip: str = ".seg_layers.") -> tuple[list[str], dict[str, str]]:
     """Copies into `target` every parameter and stored buffer of the same name and shape.
 
-    The buffers of a module (running statistics, masks) come only together with all of its own parameters.
+    The buffers of a module (running statistics, which kernels are active) come only together with all of its own
+    parameters.
 
     Args:
         skip: tensors with this in their name keep `target`'s values, as in nnU-Net's own loading.
@@ -29,20 +30,19 @@ def transfer(source: nn.Module, target: nn.Module, skip: str = ".seg_layers.") -
     theirs = dict(source.named_modules())
     for name, module in target.named_modules():
         other = theirs.get(name)
+        _check_sparsity(name, other, module, skip)
         before = len(new)
         for kind in ("_parameters", "_buffers"):
             for part, tensor in vars(module)[kind].items():
                 if tensor is None or part in module._non_persistent_buffers_set:
                     continue
                 full = f"{name}.{part}" if name else part
-                reason = _reason_against(full, part, tensor, other, skip)
+                reason = _reason_against(full, part, module, other, skip)
                 if reason is None and kind == "_buffers" and len(new) > before:
                     reason = "belongs to a tensor that is new"
                 if reason is not None:
                     new[full] = reason
                     continue
-                if part == "weight":
-                    _check_sparsity(name, other, module)
                 tensor.copy_(getattr(other, part))
                 taken.append(full)
     frozen = [name for name, p in target.named_parameters() if name in new and skip not in name and not p.requires_grad]
@@ -54,18 +54,28 @@ def transfer(source: nn.Module, target: nn.Module, skip: str = ".seg_layers.") -
     return taken, new
 
 
-def _reason_against(full: str, part: str, tensor: Tensor, other: nn.Module | None, skip: str) -> str | None:
-    found = getattr(other, part, None)
+def _reason_against(full: str, part: str, module: nn.Module, other: nn.Module | None, skip: str) -> str | None:
     if skip in full:
         return "a segmentation layer"
-    if not isinstance(found, Tensor):
+    if not isinstance(getattr(other, part, None), Tensor):
         return "not in the source"
-    if found.shape != tensor.shape:
-        return f"shape {list(found.shape)} in the source, {list(tensor.shape)} here"
+    theirs, ours = _shape(other, part), _shape(module, part)
+    if theirs != ours:
+        return f"shape {list(theirs)} in the source, {list(ours)} here"
     return None
 
 
-def _check_sparsity(name: str, source: Any, target: Any) -> None:
+def _shape(module: Any, part: str) -> tuple[int, ...]:
+    """Of a tensor; of the active kernels of a sparse layer, and of which they are, the shape of its whole weight."""
+    if hasattr(module, "dense_shape") and part in ("values", "index"):
+        return module.dense_shape
+    return tuple(getattr(module, part).shape)
+
+
+def _check_sparsity(name: str, source: Any, target: Any, skip: str) -> None:
+    """Refuses another sparsity in a layer of the same shape."""
+    if skip in f"{name}." or source is None or _weight_shape(source) != _weight_shape(target):
+        return
     theirs, ours = (module.count_active() if hasattr(module, "count_active") else None for module in (source, target))
     if (theirs is None) != (ours is None):
         sparse = "source" if ours is None else "target"
@@ -74,3 +84,9 @@ def _check_sparsity(name: str, source: Any, target: Any) -> None:
         raise ConfigurationError(
             f"{name} has {theirs} active kernels in the source and {ours} in the target. Give both the same sparsity."
         )
+
+
+def _weight_shape(module: Any) -> tuple[int, ...] | None:
+    if hasattr(module, "dense_shape"):
+        return module.dense_shape
+    return tuple(module.weight.shape) if isinstance(getattr(module, "weight", None), Tensor) else None

@@ -23,10 +23,11 @@ def layer_flops(network, input_channels, patch_size, active=None):
             if isinstance(module, nn.Linear):
                 flops.append(2 * output.numel() * module.in_features)
                 return
-            kernels = (active or {}).get(name, math.prod(module.weight.shape[:2]))
+            shape = module.weight.shape if hasattr(module, "weight") else module.dense_shape
+            kernels = (active or {}).get(name, math.prod(shape[:2]))
             # A tap of a transposed convolution is used once for each input voxel, else once for each output voxel.
             where = inputs[0] if isinstance(module, TRANSPOSED) else output
-            flops.append(2 * kernels * math.prod(module.weight.shape[2:]) * where[:, 0].numel())
+            flops.append(2 * kernels * math.prod(shape[2:]) * where[:, 0].numel())
 
         return hook
 

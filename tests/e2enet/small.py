@@ -14,15 +14,15 @@ class SmallNetwork(nn.Module):
     def __init__(self, sparsity=0.7):
         super().__init__()
         self.layers = nn.Sequential(
-            MaskedConvTranspose3d(3, 8, (1, 2, 2), (1, 2, 2), bias=False),
-            MaskedConv3d(8, 10, (1, 3, 3), 1, (0, 1, 1)),
+            MaskedConvTranspose3d(3, 8, (1, 2, 2), (1, 2, 2), bias=False, density=1 - sparsity),
+            MaskedConv3d(8, 10, (1, 3, 3), 1, (0, 1, 1), density=1 - sparsity),
             nn.InstanceNorm3d(10, affine=True),
             nn.LeakyReLU(0.01),
-            MaskedConv3d(10, 6, (1, 1, 3), 1, (0, 0, 1)),
+            MaskedConv3d(10, 6, (1, 1, 3), 1, (0, 0, 1), density=1 - sparsity),
             nn.Conv3d(6, 2, 1),
         )
         for _, module in masked_modules(self):
-            module.randomize_mask(1 - sparsity)
+            draw(module)
 
     def forward(self, x):
         return self.layers(x)
@@ -71,8 +71,13 @@ def train(network, optimizer, steps, start=0, rank=0, after_backward=None, after
             after_step(step + 1)
 
 
+def draw(module):
+    """Other kernels with other values, drawn from the global random numbers."""
+    module.draw_kernels(nn.init.kaiming_uniform_(torch.empty(module.dense_shape), a=5**0.5))
+
+
 def masks_of(network):
-    return {name: module.kernel_mask.clone() for name, module in masked_modules(network)}
+    return {name: module.kernel_mask for name, module in masked_modules(network)}
 
 
 def equal(one, other):
@@ -84,9 +89,11 @@ def tensors(network):
     return {n: t.detach().clone() for n, t in (*network.named_parameters(), *network.named_buffers())}
 
 
-def inactive_values(module, values):
-    """The values of the kernels that are off, `[kernels, taps]`."""
-    return values.detach().flatten(2)[~module.kernel_mask]
+def by_kernel(module, per_slot):
+    """What belongs to the slots, at their kernels: `[active, *] -> [a, b, *]`, zero elsewhere."""
+    rows = per_slot.new_zeros(module.kernels, *per_slot.shape[1:])
+    rows[module.index] = per_slot.detach()
+    return rows.view(*module.dense_shape[:2], *per_slot.shape[1:])
 
 
 def train_one_rank(rank, folder):

@@ -23,26 +23,26 @@ def summed_connections(module, x):
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("kind", "arguments"),
     [
-        MaskedConv3d(7, 5, (1, 3, 3), 1, (0, 1, 1)),
-        MaskedConv3d(5, 7, (3, 3, 3), 1, (1, 1, 1)),
-        MaskedConvTranspose3d(6, 4, (1, 2, 2), (1, 2, 2), bias=False),
+        (MaskedConv3d, (7, 5, (1, 3, 3), 1, (0, 1, 1))),
+        (MaskedConv3d, (5, 7, (3, 3, 3), 1, (1, 1, 1))),
+        (MaskedConvTranspose3d, (6, 4, (1, 2, 2), (1, 2, 2))),
     ],
 )
 @pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
-def test_the_rows_are_the_convolution(module, density):
+def test_the_rows_are_the_convolution(kind, arguments, density):
     torch.manual_seed(0)
-    module.randomize_mask(density)
-    torch.nn.init.normal_(module.weight)
-    module.apply_mask()
-    module.kernel_mask[0].zero_()  # an output (or input) with nothing active
-    module.kernel_mask[-1, 0] = True
-    module.apply_mask()
+    module = kind(*arguments, density=density)
+    mask = torch.zeros(module.kernels, dtype=torch.bool)
+    mask[module.kernels - module.count_active() :] = True  # an output (or input) with nothing active, where there is
+    module.set_kernels(torch.randn(module.dense_shape), mask.view(module.dense_shape[:2]))
+    order = torch.randperm(module.count_active())  # as after updates
+    module.index.copy_(module.index[order])
     x = torch.randn(2, module.in_channels, 3, 4, 5)
     starts, inputs, kernels = module.active_connections()
     assert len(starts) == module.out_channels + 1 and int(starts[-1]) == len(inputs) == len(kernels)
-    assert len(inputs) == int((module.weight != 0).flatten(2).any(2).sum())
+    assert len(inputs) == module.count_active()
     for row in range(module.out_channels):
         columns = inputs[starts[row] : starts[row + 1]].tolist()
         assert columns == sorted(set(columns))

@@ -16,9 +16,9 @@ PLANS = {
 
 
 def kept_bytes(network, x):
-    """Bytes of all distinct storages that autograd saves, the parameters' aside."""
+    """Bytes of all distinct storages that autograd saves, those of parameters and buffers aside."""
     storages = {}
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
 
     def pack(tensor):
         storage = tensor.untyped_storage()

@@ -1,12 +1,14 @@
 """The E2ENet network: published counts, structure, an independent formulation, and what it refuses."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunet_ext.costs.complexity import count_parameters
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, active_kernels, masked_modules
 from nnunet_ext.e2enet.network import E2ENet, arch_kwargs_at
 from nnunet_ext.errors import ConfigurationError
@@ -44,7 +46,9 @@ def tiny(seed=0, channels=4, **kwargs):
 )
 def test_parameters_of_the_papers_three_data_sets(channels, classes, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in paper(channels, classes).parameters()) == parameters
+        network = paper(channels, classes)
+        assert count_parameters(network)["total"] == parameters
+        assert sum(p.numel() for p in paper(channels, classes, sparsity=None).parameters()) == parameters
 
 
 def test_default_widths_are_the_papers():
@@ -57,7 +61,7 @@ def test_35_tensors_and_18067200_weights_are_masked():
     with torch.device("meta"):
         modules = dict(masked_modules(paper()))
     assert len(modules) == 35
-    assert sum(m.weight.numel() for m in modules.values()) == 18_067_200
+    assert sum(math.prod(m.dense_shape) for m in modules.values()) == 18_067_200
     assert sum(isinstance(m, MaskedConvTranspose3d) for m in modules.values()) == 15
     assert sum(isinstance(m, MaskedConv3d) for m in modules.values()) == 20
 
@@ -90,13 +94,13 @@ def test_kernels_kept_at_initialisation(column, sparsity, total):
             for kind, conv in convolutions.items():
                 assert int(conv.kernel_mask.sum()) == KEPT[level][kind][column], f"level {level}, {kind}"
     # "Kept" weights are counted in the taps of their kernels.
-    kept = sum(int(m.kernel_mask.sum()) * m.weight[0, 0].numel() for _, m in masked_modules(network))
+    kept = sum(int(m.kernel_mask.sum()) * math.prod(m.dense_shape[2:]) for _, m in masked_modules(network))
     assert kept == total
 
 
 def test_density_override_of_the_48_output_convolutions_gives_the_papers_amos_count():
     network = paper(sparsity=0.7, density_overrides={"48": 0.2})
-    assert sum(int(m.kernel_mask.sum()) * m.weight[0, 0].numel() for _, m in masked_modules(network)) == 5_397_367
+    assert sum(int(m.kernel_mask.sum()) * math.prod(m.dense_shape[2:]) for _, m in masked_modules(network)) == 5_397_367
     changed = [m for _, m in masked_modules(network) if m.kernel_mask.float().mean() < 0.25]
     assert len(changed) == 6
     assert {(type(m), m.out_channels) for m in changed} == {(MaskedConv3d, 48)}
@@ -118,7 +122,7 @@ def test_kernel_counts_do_not_suffer_from_binary_fractions():
 
 def test_inactive_kernels_start_at_zero_and_active_ones_do_not():
     for name, module in masked_modules(tiny(sparsity=0.7)):
-        norms = module.weight.abs().flatten(2).sum(2)
+        norms = module.dense_weight().abs().flatten(2).sum(2)
         assert torch.equal(norms != 0, module.kernel_mask), name
 
 
@@ -189,9 +193,10 @@ def test_columns_of_a_fusion_convolution_read_forward_then_up_then_down(directio
         "above": torch.randn(1, TINY_WIDTHS[0], 4, 8, 8, requires_grad=True),
     }
     columns = [TINY_WIDTHS[1], TINY_WIDTHS[1], TINY_WIDTHS[0]]
+    conv = node.convs[0].conv
+    flow = torch.arange(3).repeat_interleave(torch.tensor(columns))[conv.index % sum(columns)]  # of each slot
     with torch.no_grad():
-        for part, weight in enumerate(node.convs[0].conv.weight.split(columns, dim=1)):
-            weight.fill_(0) if part != direction else weight.normal_()
+        conv.values.normal_()[flow != direction] = 0
     node(**inputs).square().sum().backward()
     reached = {name for name, x in inputs.items() if x.grad.abs().sum() > 0}
     assert reached == {source}
@@ -215,6 +220,12 @@ def slow_block(state, name, x, *, kernel, stride=1, shift_size=1, split="balance
     x = F.conv3d(x, weight, state[f"{name}.conv.bias"], stride, [k // 2 for k in kernel])
     x = F.instance_norm(x, weight=state[f"{name}.norm.weight"], bias=state[f"{name}.norm.bias"], eps=1e-5)
     return F.leaky_relu(x, 0.01)
+
+
+def weights_of(network):
+    """All parameters by name, those of masked convolutions as the dense weight."""
+    weights = {f"{name}.weight": module.dense_weight() for name, module in masked_modules(network)}
+    return {**dict(network.named_parameters()), **weights}
 
 
 def slow_e2enet(state, x, strides, kernel=(1, 3, 3), shift_size=1, split="balanced"):
@@ -270,7 +281,7 @@ def test_the_network_equals_an_independent_formulation(variant):
     x = torch.randn(2, variant.get("channels", 4), 8, 32, 64, dtype=torch.double)
     with torch.no_grad():
         expected = slow_e2enet(
-            dict(network.named_parameters()),
+            weights_of(network),
             x,
             network.strides,
             variant.get("kernel_size", (1, 3, 3)),
@@ -382,10 +393,10 @@ def test_a_patch_of_32_works_with_an_anisotropic_first_stride():
 def test_masks_are_uniform_over_all_kernels():
     """Each kernel is drawn with the density's probability: over 2000 masks no position is off by 5 sigma."""
     torch.manual_seed(0)
-    module = MaskedConv3d(4, 6, (1, 1, 1))
+    module = MaskedConv3d(4, 6, (1, 1, 1), density=0.25)
     counts = torch.zeros(6, 4)
     for _ in range(2000):
-        module.randomize_mask(0.25)
+        module.draw_kernels(torch.ones(6, 4, 1, 1, 1))
         counts += module.kernel_mask
     assert counts.sum() == 2000 * 6
     assert (counts - 500).abs().max() < 5 * (2000 * 0.25 * 0.75) ** 0.5

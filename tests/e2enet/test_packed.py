@@ -123,9 +123,11 @@ def test_planned_patches(size, width):
 def test_outputs_without_connections_and_inputs_that_nobody_reads():
     network = build(sparsity=0.5)
     for _, module in masked_modules(network):
-        module.kernel_mask[0].zero_()
-        module.kernel_mask[:, 1].zero_()
-        module.apply_mask()
+        mask = torch.ones(module.dense_shape[:2], dtype=torch.bool)
+        mask[0] = mask[:, 1] = False
+        there = mask.flatten().nonzero().squeeze(1)
+        mask.view(-1)[there[module.count_active() :]] = False
+        module.set_kernels(torch.randn(module.dense_shape), mask)
     assert_equal(network, torch.randn(1, 1, 16, 16, 16))
 
 
@@ -178,7 +180,7 @@ def test_nearly_constant_images(mean):
 
 def change_in_place(network):
     with torch.no_grad():
-        network.fusion[0][0].convs[0].conv.weight.mul_(1.5)
+        network.fusion[0][0].convs[0].conv.values.mul_(1.5)
 
 
 def change_by_optimizer(network):
@@ -186,19 +188,11 @@ def change_by_optimizer(network):
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    apply_masks(network)
-
-
-def apply_masks(network):
-    for _, module in masked_modules(network):
-        module.apply_mask()
 
 
 def change_mask(network):
     _, module = next(masked_modules(network))
-    module.kernel_mask.copy_(module.kernel_mask.flip(0))
-    with torch.no_grad():
-        module.weight.copy_(module.weight.flip(0))
+    module.index.copy_(module.kernels - 1 - module.index)
 
 
 def change_by_loading(network):
@@ -258,21 +252,13 @@ def test_a_parameter_replaced_200_times_is_seen_each_time():
     network, x = build(), torch.randn(1, 1, 16, 16, 16)
     conv = network.fusion[0][0].convs[0].conv
     for _ in range(200):
-        weight = conv.weight.detach() * torch.empty(()).uniform_(0.5, 2)
-        del conv.weight
-        conv.weight = nn.Parameter(weight)
+        values = conv.values.detach() * torch.empty(()).uniform_(0.5, 2)
+        del conv.values
+        conv.values = nn.Parameter(values)
         with torch.no_grad():
             found = network(x)
         expected = with_torch(network, x)
         assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
-
-
-def test_weights_outside_of_the_mask_count_as_in_torch():
-    """The mask is for training; what predicts is the weight, also after averaging over moving masks."""
-    network = build()
-    for _, module in masked_modules(network):
-        module.weight.data.normal_()
-    assert_equal(network, torch.randn(1, 1, 16, 16, 16))
 
 
 def test_weights_made_in_inference_mode_are_served_and_their_changes_seen():
@@ -380,7 +366,7 @@ def test_gradients_training_lists_and_half_precision_stay_with_torch():
 
 
 def pruned(network):
-    prune.l1_unstructured(network.fusion[0][0].convs[0].conv, "weight", 0.5)
+    prune.l1_unstructured(network.fusion[0][0].convs[0].conv, "values", 0.5)
 
 
 def replaced(path, make):

@@ -17,8 +17,8 @@ from e2enet.small import (
     SmallE2ENet,
     SmallNetwork,
     build,
+    by_kernel,
     equal,
-    inactive_values,
     loss_at,
     masks_of,
     sgd,
@@ -31,7 +31,7 @@ from torch import nn
 from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.e2enet.masked import MaskedConv3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
-from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares, prune_and_regrow
+from nnunet_ext.e2enet.topology import DynamicTopology, direction_shares, exchange
 
 # thousands of steps
 
@@ -66,8 +66,9 @@ class Diary:
     counts: list = field(default_factory=list)  # one dict of active kernels a step
     moves: list = field(default_factory=list)  # steps at which a mask changed
     weight_leaks: list = field(default_factory=list)
-    gradient_leaks: list = field(default_factory=list)
-    momentum_leaks: list = field(default_factory=list)
+    bad_indices: list = field(default_factory=list)
+    bad_sizes: list = field(default_factory=list)
+    moved_slots: list = field(default_factory=list)  # whose kernel was not dropped
     updates: list = field(default_factory=list)
     first_steps: list = field(default_factory=list)  # of regrown kernels: whether they had a gradient, and moved
 
@@ -81,38 +82,51 @@ def write_diary(kind, steps, every):
     seen = masks_of(network)
     grown = {}
 
-    def remember(*_):  # registered before the topology's own hook, so it sees the masks before an update
+    def remember(*_):  # registered before the topology's own hook, so it sees the slots before an update
         for name, layer in layers.items():
-            before[name] = layer.kernel_mask.clone(), layer.weight.detach().flatten(2).abs().sum(2)
-
-    def check_gradients(step):
-        for name, layer in layers.items():
-            if inactive_values(layer, layer.weight.grad).count_nonzero():
-                diary.gradient_leaks.append((step, name))
+            norms = by_kernel(layer, layer.values.flatten(1).abs().sum(1))
+            before[name] = layer.index.clone(), layer.kernel_mask, norms
 
     def check_step(step):
         diary.counts.append({name: int(layer.kernel_mask.sum()) for name, layer in layers.items()})
         for name, layer in layers.items():
-            momentum = optimizer.state[layer.weight]["momentum_buffer"]
-            if inactive_values(layer, layer.weight).count_nonzero():
+            momentum = optimizer.state[layer.values]["momentum_buffer"]
+            if layer.dense_weight()[~layer.kernel_mask].count_nonzero():
                 diary.weight_leaks.append((step, name))
-            if inactive_values(layer, momentum).count_nonzero():
-                diary.momentum_leaks.append((step, name))
+            if len({len(layer.index), len(layer.index.unique()), layer.count_active()}) > 1 or not (
+                0 <= int(layer.index.min()) <= int(layer.index.max()) < layer.kernels
+            ):
+                diary.bad_indices.append((step, name))
+            if (
+                not layer.values.shape
+                == layer.values.grad.shape
+                == momentum.shape
+                == (
+                    layer.count_active(),
+                    *layer.dense_shape[2:],
+                )
+            ):
+                diary.bad_sizes.append((step, name))
             if name in grown:
                 new = grown.pop(name)
-                had_gradient, moved = (v[new].flatten(1).any(1) for v in (layer.weight.grad, layer.weight.detach()))
-                diary.first_steps.append((had_gradient, moved))
+                tensors = (by_kernel(layer, v)[new].flatten(1).any(1) for v in (layer.values.grad, layer.values))
+                diary.first_steps.append(tuple(tensors))
             if not torch.equal(layer.kernel_mask, seen[name]):
                 if not diary.moves or diary.moves[-1] != step:
                     diary.moves.append(step)
-                seen[name] = layer.kernel_mask.clone()
-                update = Update(step, name, *before[name], seen[name], layer.weight.detach().clone(), momentum.clone())
+                index, *others = before[name]
+                seen[name] = layer.kernel_mask
+                weight, momentum = layer.dense_weight().detach(), by_kernel(layer, momentum)
+                update = Update(step, name, *others, seen[name], weight, momentum)
                 diary.updates.append(update)
+                stayed = ~update.dropped.flatten()[index]
+                if not torch.equal(index[stayed], layer.index[stayed]):
+                    diary.moved_slots.append((step, name))
                 grown[name] = update.grown
 
     optimizer.register_step_post_hook(remember)
     DynamicTopology(network, optimizer, total_steps=steps, update_every=every)
-    train(network, optimizer, steps, after_backward=check_gradients, after_step=check_step)
+    train(network, optimizer, steps, after_step=check_step)
     assert all(p.isfinite().all() for p in network.parameters())
     diary.layers = layers
     return diary
@@ -139,12 +153,17 @@ def test_inactive_weights_are_exactly_zero_after_every_step(diary):
     assert diary.weight_leaks == []
 
 
-def test_inactive_gradients_are_exactly_zero_after_every_backward_pass(diary):
-    assert diary.gradient_leaks == []
+def test_no_two_slots_ever_hold_the_same_kernel_and_all_hold_one_that_there_is(diary):
+    assert diary.bad_indices == []
 
 
-def test_inactive_momentum_is_exactly_zero_after_every_step(diary):
-    assert diary.momentum_leaks == []
+def test_weights_gradients_and_momentum_exist_of_active_kernels_only(diary):
+    assert diary.bad_sizes == []
+
+
+def test_a_kernel_that_is_not_dropped_keeps_its_slot(diary):
+    """Else averages over the training would be of changing kernels."""
+    assert diary.moved_slots == []
 
 
 def test_masks_move_at_the_multiples_of_update_every_and_at_no_other_step(diary):
@@ -213,17 +232,17 @@ def test_the_drop_rate_ends_at_its_last_value_and_stays_there():
 # one update
 
 
-def moved(mask, norms, rate, seed=0):
-    return prune_and_regrow(mask, norms, rate, torch.Generator().manual_seed(seed))
+def exchanged(index, norms, kernels, rate, seed=0):
+    slots, grown = exchange(index, norms, kernels, rate, torch.Generator().manual_seed(seed))
+    return slots.tolist(), grown.tolist()
 
 
 def test_an_update_worked_by_hand():
-    """Of five active kernels ceil(.3 * 5) = 2 are dropped, and the only two that were inactive grow."""
-    mask = torch.tensor([[True, True, False, True], [True, False, True, False]])[:, :4].clone()
-    mask[1, 3] = True
-    norms = torch.tensor([[5.0, 1.0, 0.0, 4.0], [2.0, 0.0, 3.0, 6.0]])
-    after = moved(mask, norms, 0.3)
-    assert after.tolist() == [[True, False, True, True], [False, True, True, True]]
+    """Of six active kernels ceil(.3 * 6) = 2 are dropped, the weakest, and the only two that were inactive grow."""
+    index = torch.tensor([7, 0, 1, 6, 3, 4])
+    norms = torch.tensor([6.0, 5.0, 1.0, 3.0, 4.0, 2.0])
+    slots, grown = exchanged(index, norms, 8, 0.3)
+    assert slots == [2, 5] and sorted(grown) == [2, 5]
 
 
 @pytest.mark.parametrize(
@@ -232,27 +251,28 @@ def test_an_update_worked_by_hand():
 )
 def test_how_many_are_dropped(active, kernels, rate, count):
     """ceil(rate * active), at most as many as are inactive."""
-    mask = torch.arange(kernels) < active
-    after = moved(mask, torch.arange(kernels).flip(0).float(), rate)
-    assert int((mask & ~after).sum()) == int((after & ~mask).sum()) == count
+    slots, grown = exchanged(torch.arange(active), torch.arange(active).flip(0).float(), kernels, rate)
+    assert len(set(slots)) == len(set(grown)) == len(slots) == len(grown) == count
+    assert all(active <= kernel < kernels for kernel in grown)
 
 
-def test_of_equal_norms_exactly_the_asked_number_is_dropped():
-    mask = torch.arange(20) < 10
-    after = moved(mask, torch.ones(20), 0.35)
-    assert (mask & ~after).nonzero().flatten().tolist() == [0, 1, 2, 3]
+def test_of_equal_norms_exactly_the_asked_number_of_the_lowest_kernels_is_dropped():
+    index = torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    slots, _ = exchanged(index, torch.ones(10), 20, 0.35)
+    assert index[slots].tolist() == [0, 1, 2, 3]
 
 
-def test_the_mask_given_to_an_update_is_left_as_it_was():
-    mask = torch.arange(20) < 10
-    moved(mask, torch.ones(20), 0.5)
-    assert torch.equal(mask, torch.arange(20) < 10)
+def test_the_index_given_to_an_update_is_left_as_it_was():
+    index = torch.arange(10)
+    exchanged(index, torch.ones(10), 20, 0.5)
+    assert torch.equal(index, torch.arange(10))
 
 
 def test_growth_is_uniform_over_the_inactive_kernels():
     """Over 2000 draws of 5 from 20 no kernel is off by 5 sigma."""
-    mask = torch.arange(30) < 10
-    counts = sum((moved(mask, torch.ones(30), 0.5, seed) & ~mask).int() for seed in range(2000))
+    counts = torch.zeros(30)
+    for seed in range(2000):
+        counts[exchanged(torch.arange(10), torch.ones(10), 30, 0.5, seed)[1]] += 1
     assert not counts[:10].any()
     assert (counts[10:] - 500).abs().max() < 5 * (2000 * 0.25 * 0.75) ** 0.5
 
@@ -289,19 +309,13 @@ def test_growth_does_not_depend_on_or_disturb_the_global_random_numbers():
 
 def test_growth_differs_between_layers_and_between_updates():
     """Two equal layers with equal masks and norms part at the first update; one layer never repeats its draw."""
-    network = nn.Sequential(MaskedConv3d(6, 6, (1, 1, 1)), MaskedConv3d(6, 6, (1, 1, 1)))
-    for _, module in masked_modules(network):
-        module.kernel_mask.copy_(torch.arange(36).view(6, 6) < 10)
-        module.apply_mask()
+    network = nn.Sequential(*(MaskedConv3d(6, 6, (1, 1, 1), density=10 / 36) for _ in range(2)))
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     DynamicTopology(network, optimizer, total_steps=100, update_every=1)
     draws = []
     for _ in range(3):
         for _, module in masked_modules(network):  # back to where the layer began
-            module.kernel_mask.copy_(torch.arange(36).view(6, 6) < 10)
-            with torch.no_grad():
-                module.weight.fill_(1)
-            module.apply_mask()
+            module.set_kernels(torch.ones(module.dense_shape), torch.arange(36).view(6, 6) < 10)
         network(torch.ones(1, 6, 1, 1, 1)).sum().backward()
         optimizer.step()
         draws += [tuple(module.kernel_mask.flatten().tolist()) for _, module in masked_modules(network)]
@@ -342,37 +356,52 @@ def test_frozen_masks_stay_while_active_weights_train():
     topology = DynamicTopology(network, optimizer, total_steps=40, update_every=2, dynamic=False)
     train(network, optimizer, 20)
     for name, module in masked_modules(network):
-        assert torch.equal(module.kernel_mask, before[f"{name}.kernel_mask"])
-        assert not inactive_values(module, module.weight).any()
-        assert (module.weight.detach() != before[f"{name}.weight"]).flatten(2).any(2).equal(module.kernel_mask)
+        assert torch.equal(module.index, before[f"{name}.index"])
+        assert (module.values.detach() != before[f"{name}.values"]).flatten(1).any(1).all()
     assert topology.summary()["updates"] == topology.summary()["drop_rate"] == 0
     assert topology.summary()["steps"] == 20
 
 
-def test_the_norm_that_clipping_sees_leaves_inactive_kernels_out():
-    network, twin = build(), build()
-    DynamicTopology(network, sgd(network), total_steps=10)
+def test_gradients_are_those_of_the_active_kernels_of_dense_convolutions():
+    """So that clipping sees the same norm, inactive kernels left out."""
+    network, dense = build(), build()
+    for name, module in list(masked_modules(dense)):
+        kind = nn.ConvTranspose3d if isinstance(module, nn.ConvTranspose3d) else nn.Conv3d
+        sizes = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+        plain = kind(*sizes, bias=module.bias is not None)
+        plain.weight.data.copy_(module.dense_weight().detach())
+        plain.bias = module.bias
+        dense.layers[int(name.split(".")[1])] = plain
     loss_at(network, 0).backward()
-    loss_at(twin, 0).backward()
-    inactive = sum(inactive_values(m, m.weight.grad).square().sum() for _, m in masked_modules(twin))
-    everything = sum(p.grad.square().sum() for p in twin.parameters())
-    assert inactive > 0.1 * everything
+    loss_at(dense, 0).backward()
+    squares = inactive = 0.0
+    for name, module in masked_modules(network):
+        gradient = dense.get_submodule(name).weight.grad
+        assert torch.equal(module.values.grad, gradient.flatten(0, 1)[module.index])
+        inactive += gradient[~module.kernel_mask].square().sum()
+    squares = sum(p.grad.square().sum() for p in dense.parameters())
+    assert inactive > 0.1 * squares
     found = nn.utils.clip_grad_norm_(network.parameters(), math.inf)
-    torch.testing.assert_close(found, (everything - inactive).sqrt())
+    torch.testing.assert_close(found, (squares - inactive).sqrt())
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
-def test_the_state_of_other_optimizers_is_kept_zero_too(kind):
+def test_regrown_kernels_start_without_the_moments_of_other_optimizers_too(kind):
     network = build()
     optimizer = kind(network.parameters(), 1e-3)
+    before = {}
+    optimizer.register_step_post_hook(
+        lambda *_: before.update({name: m.index.clone() for name, m in masked_modules(network)})
+    )
     topology = DynamicTopology(network, optimizer, total_steps=40, update_every=2)
     train(network, optimizer, 20)
     assert topology.updates == 10
-    for _, module in masked_modules(network):
-        assert not inactive_values(module, module.weight).any()
-        states = [v for v in optimizer.state[module.weight].values() if v.shape == module.weight.shape]
-        assert states
-        assert not any(inactive_values(module, v).any() for v in states)
+    for name, module in masked_modules(network):
+        grown = module.index != before[name]
+        states = [v for v in optimizer.state[module.values].values() if v.shape == module.values.shape]
+        assert states and grown.any()
+        assert not any(v[grown].any() for v in (module.values, *states))
+        assert all(v[~grown].any() for v in states)
 
 
 # checkpoints
@@ -432,11 +461,11 @@ def test_the_complexity_report_of_a_training_network_works_and_changes_nothing()
     network, optimizer, _ = trained(steps=3, kind=SmallE2ENet)
     before = tensors(network)
     report = complexity_report(network, 1, (2, 8, 8))
-    inactive = sum(int((~m.kernel_mask).sum()) * m.weight[0, 0].numel() for _, m in masked_modules(network))
+    inactive = sum(int((~m.kernel_mask).sum()) * math.prod(m.dense_shape[2:]) for _, m in masked_modules(network))
     assert report["parameters"]["total"] - report["parameters"]["active"] == inactive > 0
     assert equal(tensors(network), before)
     train(network, optimizer, 2, start=3)
-    assert all(not inactive_values(m, m.weight.grad).any() for _, m in masked_modules(network))
+    assert report == complexity_report(network, 1, (2, 8, 8))
 
 
 # several ranks
@@ -472,7 +501,6 @@ def compiled_and_plain(backend):
             optimizer.zero_grad()
             outputs = forward(network.image(torch.Generator().manual_seed(step)))
             sum(output.sin().mean() for output in outputs).backward()
-            assert all(not inactive_values(m, m.weight.grad).any() for _, m in masked_modules(network))
             optimizer.step()
         results.append(tensors(network))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "moving masks must not compile anew"
@@ -530,7 +558,8 @@ def test_shares_of_the_dense_network_are_exactly_those_of_its_channels():
 
 def test_shares_count_the_columns_of_the_mask():
     network = E2ENet(1, 2, strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]], features_per_stage=[4, 5, 6], sparsity=0.5)
-    mask = network.fusion[0][1].convs[0].conv.kernel_mask  # 5 forward, 5 up, 4 down
-    mask.zero_()
-    mask[:2, 4] = mask[0, 5] = mask[0, 10] = True
-    assert direction_shares(network)["1,1"] == {"forward": 0.5, "up": 0.25, "down": 0.25}
+    conv = network.fusion[0][1].convs[0].conv  # 5 outputs; 5 forward, 5 up, 4 down
+    mask = torch.zeros(5, 14, dtype=torch.bool)
+    mask[:4, :5] = mask[:2, 5:10] = mask[0, 10:] = mask[1, 10] = True
+    conv.set_kernels(conv.dense_weight(), mask)
+    assert direction_shares(network)["1,1"] == {"forward": 20 / 35, "up": 10 / 35, "down": 5 / 35}

@@ -28,7 +28,7 @@ class TestE2ENetTrainer(TrainerContract):
     def test_masks_move_on_schedule_and_keep_their_size(self, workspace):
         trainer = self.build()
         trainer.initialize()
-        before = {name: m.kernel_mask.clone() for name, m in masked_modules(trainer.network)}
+        before = {name: m.kernel_mask for name, m in masked_modules(trainer.network)}
         self.run_epoch(trainer)
         assert (trainer.topology.steps, trainer.topology.updates) == (4, 1)
         after = {name: m.kernel_mask for name, m in masked_modules(trainer.network)}
@@ -38,7 +38,7 @@ class TestE2ENetTrainer(TrainerContract):
     def test_frozen_topology_stays(self, workspace):
         trainer = self.build(self.handmade(freeze_topology=True))
         trainer.initialize()
-        before = {name: m.kernel_mask.clone() for name, m in masked_modules(trainer.network)}
+        before = {name: m.kernel_mask for name, m in masked_modules(trainer.network)}
         self.run_epoch(trainer)
         assert all((before[name] == m.kernel_mask).all() for name, m in masked_modules(trainer.network))
 
@@ -91,9 +91,36 @@ class TestE2ENetTrainer(TrainerContract):
         trainer.initialize()
         module = dict(masked_modules(trainer.network)).popitem()[1]
         factor = torch.where(module.kernel_mask, 1.0, math.inf)[..., None, None, None]
-        (module.weight * factor.expand_as(module.weight).nan_to_num(posinf=1e38)).sum().mul(1e10).backward()
-        grad = module.weight.grad.flatten(2)
-        assert grad[module.kernel_mask].isfinite().all() and (grad[~module.kernel_mask] == 0).all()
+        (module.dense_weight() * factor).sum().backward()
+        assert module.values.grad.isfinite().all() and module.values.grad.shape == module.values.shape
+
+    def test_a_checkpoint_of_dense_weights_goes_on_with_its_momentum(self, workspace):
+        """As former versions wrote them: weights and moments in full, and masks."""
+        trainer = self.build()
+        trainer.initialize()
+        self.run_epoch(trainer)
+        path = f"{workspace.root}/old.pth"
+        trainer.current_epoch -= 1  # save_checkpoint notes the next one
+        trainer.save_checkpoint(path)
+        trainer.current_epoch += 1
+        checkpoint = torch.load(path, weights_only=False)
+        weights, moments = checkpoint["network_weights"], checkpoint["optimizer_state"]["state"]
+        places = {p: k for k, p in enumerate(trainer.network.parameters())}
+        for name, layer in masked_modules(trainer.network):
+            del weights[f"{name}.values"], weights[f"{name}.index"]
+            weights[f"{name}.weight"], weights[f"{name}.kernel_mask"] = layer.dense_weight().detach(), layer.kernel_mask
+            moment = moments[places[layer.values]]["momentum_buffer"]
+            moments[places[layer.values]]["momentum_buffer"] = layer.dense_weight(moment).detach()
+        torch.save(checkpoint, path)
+        resumed = self.build()
+        resumed.initialize()
+        resumed.load_checkpoint(path)
+        assert self.run_epoch(resumed) == self.run_epoch(trainer)
+        ours, theirs = ({name: p.detach() for name, p in t.network.named_parameters()} for t in (resumed, trainer))
+        for name, layer in masked_modules(resumed.network):
+            other = trainer.network.get_submodule(name)
+            ours[f"{name}.values"], theirs[f"{name}.values"] = layer.dense_weight(), other.dense_weight()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def test_a_new_topology_is_not_counted_as_ever_active_before_it_came(self, workspace):
         trainer = self.build()
@@ -133,7 +160,7 @@ class TestE2ENetTrainer(TrainerContract):
 
         tuned = checkpoint(target.model(self.trainer, "TinyPlans", "3d_fullres") / "fold_0")["network_weights"]
         before = checkpoint(pretrained.parent)["network_weights"]
-        masks = [key for key in tuned if key.endswith("kernel_mask")]
-        assert len(masks) == 8
-        assert all(torch.equal(tuned[key], before[key]) for key in masks)
+        indices = [key for key in tuned if key.endswith(".index")]
+        assert len(indices) == 8
+        assert all(torch.equal(tuned[key], before[key]) for key in indices)
         assert any(not torch.equal(tuned[key], before[key]) for key in tuned if key.endswith("conv.weight"))

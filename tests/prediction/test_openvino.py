@@ -81,6 +81,14 @@ def test_logits_are_torchs(name):
 
 
 @needs_openvino
+def test_weights_that_e2enet_makes_of_its_slots_are_constants_of_the_converted_network():
+    network, shape = build("E2ENet")
+    compiled = to_openvino(network, image(shape))._compiled_for(image(shape))
+    kinds = {op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()}
+    assert "Convolution" in kinds and not {kind for kind in kinds if "Scatter" in kind}
+
+
+@needs_openvino
 def test_batches_of_any_size_are_those_of_single_images_and_few_are_kept():
     network, shape = build("PlainConvUNet 3d")
     converted = to_openvino(network, image(shape))

@@ -6,6 +6,7 @@ from dints.small import random_code
 from med_danet.small import arch_kwargs as med_danet_kwargs
 from med_tuning.tiny import TINY_VIT
 
+from nnunet_ext.e2enet.masked import MaskedConv3d
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS
@@ -39,15 +40,22 @@ def test_other_channels_keep_only_the_first_convolution_new():
     assert torch.equal(target.backbone[0][0].conv.weight, before)
 
 
-def test_other_strides_keep_weight_and_mask_of_the_up_convolutions_together():
+def test_other_strides_keep_values_and_index_of_the_up_convolutions_together():
     source, target = build(0), build(1, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
     up = target.fusion[0][0].up
-    before = up.weight.detach().clone(), up.kernel_mask.clone()
+    before = up.values.detach().clone(), up.index.clone()
     _, new = transfer(source, target)
-    assert "fusion.0.0.up.weight" in new and "fusion.0.1.up.weight" not in new
-    assert torch.equal(up.weight, before[0]) and torch.equal(up.kernel_mask, before[1])
-    inactive = ~up.kernel_mask
-    assert (up.weight[inactive] == 0).all()
+    assert new["fusion.0.0.up.values"] == "shape [12, 6, 2, 2, 2] in the source, [12, 6, 1, 2, 2] here"
+    assert "fusion.0.0.up.index" in new and "fusion.0.1.up.values" not in new
+    assert torch.equal(up.values, before[0]) and torch.equal(up.index, before[1])
+
+
+def test_as_many_kernels_of_another_layer_are_not_taken_over():
+    """[6, 4] and [4, 6] have tensors of the same shapes, with another meaning."""
+    source, target = (torch.nn.Sequential(MaskedConv3d(*sizes, 1, density=0.5)) for sizes in ((4, 6), (6, 4)))
+    taken, new = transfer(source, target)
+    assert taken == [] and new["0.values"] == "shape [6, 4, 1, 1, 1] in the source, [4, 6, 1, 1, 1] here"
+    assert "0.index" in new
 
 
 def test_more_levels_are_listed_as_not_in_the_source():

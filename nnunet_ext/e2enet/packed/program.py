@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE  # of every LeakyReLU, which the layers that read a volume apply
-from nnunet_ext.e2enet.masked import Connections, KernelMask
+from nnunet_ext.e2enet.masked import Connections, KernelSlots
 from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
@@ -87,7 +87,7 @@ class Weights:
 
 def connections(conv: Any) -> Connections:
     """The rows of a convolution, masked or dense."""
-    if isinstance(conv, KernelMask):
+    if isinstance(conv, KernelSlots):
         return conv.active_connections()
     weight = conv.weight.detach()
     if isinstance(conv, nn.ConvTranspose3d):

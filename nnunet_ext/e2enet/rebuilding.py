@@ -1,0 +1,249 @@
+"""Training steps that keep the outputs of convolutions and make the rest again in the backward pass.
+
+Autograd keeps what an operation reads: of a fusion node the up-convolved and the pooled flow, the shifted
+concatenation, the convolution's output and its activation. All of it follows from the outputs of the convolutions
+before, at the cost of copies, of one multiply-add a voxel for norm and activation, and of the up-convolution. So a
+block keeps the output z of its convolution, with mean and deviation; the activation LeakyReLU(scale (z - mean) + bias)
+carries along what it is made of, and whoever needs it in the backward pass keeps that. In the forward pass nothing is
+computed twice.
+
+Gradients are those of the plain formulation: the same kernels get the same numbers. Under torch.compile, whose
+partitioner decides what is kept, these functions are not used.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.func import functional_call
+from torch.nn.modules import module as torch_modules
+
+from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
+from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d
+from nnunet_ext.layers.precision import same_autocast
+
+Shifts = list[tuple[int, int]]
+
+
+class _MadeOf(NamedTuple):
+    """An activation is `LeakyReLU(scale (z - mean) + bias)`; `z [B, C, D, H, W]`, the others `[B C]`."""
+
+    z: Tensor
+    mean: Tensor
+    scale: Tensor
+    bias: Tensor
+    slope: float
+    version: int  # of the activation: it was changed in place where it has another
+
+
+def rebuilds() -> bool:
+    """Whether gradients are recorded, operation by operation."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def can_rebuild(conv: nn.Module, norm: nn.Module | None = None, act: nn.Module | None = None) -> bool:
+    """Whether these modules compute what this file does in their place: of known types, without hooks."""
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return False
+    known: bool = type(conv) in (nn.Conv3d, MaskedConv3d) and conv.groups == 1 and conv.padding_mode == "zeros"  # type: ignore
+    if norm is not None:
+        known = known and type(norm) is nn.InstanceNorm3d and norm.affine and not norm.track_running_stats
+        known = known and type(act) is nn.LeakyReLU
+    return known and all(_unchanged(module) for module in (conv, norm, act) if module is not None)
+
+
+def _unchanged(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(module)
+
+
+def norm_and_activation(z: Tensor, norm: nn.InstanceNorm3d, slope: float) -> Tensor:
+    """`LeakyReLU(InstanceNorm(z))` of `z [B, C, D, H, W]`, of which only `z` is kept."""
+    y, mean, scale, bias = _NormAndActivation.apply(z, norm.weight, norm.bias, norm.eps, slope)
+    y.made_of = _MadeOf(z.detach(), mean, scale, bias, slope, y._version)
+    return y
+
+
+class _NormAndActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Any:
+        # As torch.instance_norm: a batch norm of one sample, in which each sample's channels are channels.
+        rows, weight, bias = z.reshape(1, -1, *z.shape[2:]), weight.repeat(len(z)), bias.repeat(len(z))
+        y, mean, rstd, reserve, kind = torch.ops.aten._batch_norm_impl_index(
+            rows, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
+        )
+        scale = rstd * weight
+        ctx.save_for_backward(z, weight, bias, mean, rstd, scale, reserve)
+        ctx.eps, ctx.slope, ctx.kind = eps, slope, kind
+        ctx.mark_non_differentiable(mean, scale, bias)
+        # Not a view, which could not be changed in place.
+        return torch.ops.aten._unsafe_view(F.leaky_relu_(y, slope), z.shape), mean, scale, bias
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: None) -> Any:
+        z, weight, bias, mean, rstd, scale, reserve = ctx.saved_tensors
+        grad = torch.ops.aten.leaky_relu_backward(grad, _normalised(z, mean, scale, bias), ctx.slope, False)
+        rows = z.reshape(1, -1, *z.shape[2:])
+        gz, gw, gb = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.kind, rows, grad.reshape(rows.shape), weight, None, None, mean, rstd, True, ctx.eps,
+            ctx.needs_input_grad[:3], reserve,
+        )  # fmt: skip
+        gw, gb = (None if g is None else g.view(len(z), -1).sum(0) for g in (gw, gb))
+        return None if gz is None else gz.view_as(z), gw, gb, None, None
+
+
+def _normalised(z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """`scale (z - mean) + bias` in z's precision, by the operation that computed it first, with the same rounding."""
+    rows = z.reshape(1, -1, *z.shape[2:])
+    return F.batch_norm(rows, mean, torch.ones_like(mean), scale, bias, eps=0.0).view_as(z)
+
+
+def rebuilding_convolution(
+    conv: Any,
+    sources: Sequence[Tensor],
+    through: Sequence[nn.Module | None] = (None,),
+    shifts: Shifts | None = None,
+    axis: int = 0,
+) -> Tensor:
+    """`conv` of the shifted concatenation of `sources`, each of which comes `through` a module where one is given.
+
+    Kept are the sources, or what they are made of, and parameters.
+    """
+    made_of = [getattr(source, "made_of", None) for source in sources]
+    made_of = [m if m is not None and m.version == s._version else None for m, s in zip(made_of, sources, strict=True)]
+    reading = _Reading(through, shifts or [], axis)
+    stored = conv.values if isinstance(conv, KernelSlots) else conv.weight
+    return _Convolution.apply(conv, reading, made_of, stored, conv.bias, *sources, *reading.parameters())
+
+
+class _Reading:
+    """How a convolution's input is made of its sources: each through a module or as it is, shifted, concatenated."""
+
+    def __init__(self, through: Sequence[nn.Module | None], shifts: Shifts, axis: int) -> None:
+        self.through, self.shifts, self.axis = through, shifts, axis
+        self.names = [[] if module is None else [name for name, _ in module.named_parameters()] for module in through]
+
+    def parameters(self) -> list[Tensor]:
+        return [p for module in self.through if module is not None for p in module.parameters()]
+
+    def buffers(self, conv: nn.Module) -> list[Tensor]:
+        return [b for module in (conv, *self.through) if module is not None for b in module.buffers()]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return shifted_concat(parts, self.shifts, self.axis)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, conv: Any, reading: _Reading, made_of: list[_MadeOf | None], stored: Tensor, bias: Any, *rest: Tensor
+    ) -> Tensor:
+        sources, parameters = rest[: len(made_of)], rest[len(made_of) :]
+        parts = [_passed(module, source) for module, source in zip(reading.through, sources, strict=True)]
+        ctx.conv, ctx.reading, ctx.channels = conv, reading, [part.shape[1] for part in parts]
+        ctx.slopes = [None if m is None else m.slope for m in made_of]
+        ctx.autocast = same_autocast(stored.device)
+        kept = [t for s, m in zip(sources, made_of, strict=True) for t in ((s,) if m is None else m[:4])]
+        # Buffers are saved so that torch notices where the topology moves before the backward pass.
+        ctx.save_for_backward(stored, *parameters, *kept, *reading.buffers(conv))
+        return conv(reading.join(parts))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        conv, reading = ctx.conv, ctx.reading
+        stored, *saved = ctx.saved_tensors
+        branches = _branches(ctx, saved)
+        x = reading.join([branch.output() for branch in branches])
+        sparse = isinstance(conv, KernelSlots)
+        weight = conv.dense_weight(stored) if sparse else stored
+        flows_back = any(ctx.needs_input_grad[5:])
+        gx, gw, gb = torch.ops.aten.convolution_backward(
+            grad, x.to(grad.dtype), weight.to(grad.dtype), None if conv.bias is None else [conv.out_channels],
+            conv.stride, conv.padding, conv.dilation, False, [0, 0, 0], 1, [flows_back, *ctx.needs_input_grad[3:5]],
+        )  # fmt: skip
+        del x, weight
+        if gw is not None and sparse:
+            gw = gw.flatten(0, 1).index_select(0, conv.index)
+        if not flows_back:
+            return None, None, None, gw, gb, *(None for _ in ctx.needs_input_grad[5:])
+        parts = split_shifted(gx, ctx.channels, reading.shifts, reading.axis)
+        del gx
+        of_sources, of_parameters = [], []
+        for branch in branches:
+            source, *parameters = branch.gradients(parts.pop(0))
+            of_sources.append(source)
+            of_parameters += parameters
+        return None, None, None, gw, gb, *of_sources, *of_parameters
+
+
+def _passed(module: nn.Module | None, source: Tensor) -> Tensor:
+    """The source through its module, without gradients."""
+    if module is None:
+        return source
+    if type(module) is nn.MaxPool3d and source.is_cpu and _unchanged(module) and module.stride == module.kernel_size:
+        return _maxima(source, module.kernel_size)
+    return module(source)
+
+
+def _maxima(x: Tensor, sizes: Any) -> Tensor:
+    """torch's max-pooling with windows of `sizes` side by side, which on a CPU takes five times as long."""
+    for axis, size in enumerate(sizes, start=2):
+        whole = x.shape[axis] // size * size
+        parts = [x[(slice(None),) * axis + (slice(k, whole, size),)] for k in range(size)]
+        for part in parts[1:]:
+            parts[0] = torch.maximum(parts[0], part)
+        x = parts[0]
+    return x
+
+
+def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
+    """The sources of a convolution, made again of what its forward pass saved."""
+    reading, wanted = ctx.reading, ctx.needs_input_grad[5:]
+    count = sum(map(len, reading.names))
+    parameters, kept = saved[:count], saved[count:]
+    branches = []
+    for module, names, slope, wants in zip(reading.through, reading.names, ctx.slopes, wanted, strict=False):
+        if slope is None:
+            source = kept.pop(0).detach()
+        else:
+            source = F.leaky_relu_(_normalised(*kept[:4]), slope)
+            del kept[:4]
+        own = {name: parameters.pop(0).detach().requires_grad_() for name in names}
+        branches.append(_Branch(module, source.requires_grad_(wants), own, ctx.autocast))
+    return branches
+
+
+class _Branch:
+    """One source in the backward pass: its part of what the convolution reads, and the way back."""
+
+    def __init__(self, module: nn.Module | None, source: Tensor, parameters: dict[str, Tensor], autocast: Any) -> None:
+        self._leaves = None if module is None else [source, *parameters.values()]
+        self._output: Tensor | None = source.detach()
+        self._dtype = source.dtype
+        if module is not None:
+            with torch.enable_grad(), autocast():
+                output = functional_call(module, parameters, (source,))
+            self._dtype, self._output = output.dtype, output.detach()
+            self._edge = get_gradient_edge(output) if output.requires_grad else None
+
+    def output(self) -> Tensor:
+        """The part `[B, C, D, H, W]`; only once, so that its memory is free before the gradients come."""
+        output, self._output = self._output, None
+        assert output is not None
+        return output
+
+    def gradients(self, grad: Tensor) -> list[Tensor | None]:
+        """Of the source and the module's parameters, from that of the part."""
+        grad = grad.to(self._dtype)
+        if self._leaves is None:
+            return [grad]
+        if self._edge is None:
+            return [None for _ in self._leaves]
+        wanted = [leaf for leaf in self._leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(self._edge, wanted, grad))
+        return [next(found) if leaf.requires_grad else None for leaf in self._leaves]
