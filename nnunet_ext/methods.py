@@ -175,7 +175,7 @@ METHODS = {
                 "dints_search": "nnunet_ext.dints.report.search_section",
             },
             demo_path="nnunet_ext.dints.presets.demo_settings",
-            code_settings_path="nnunet_ext.dints.architecture_code.code_settings",
+            code_settings_path="nnunet_ext.dints.code_file.code_settings",
             further_costs_path="nnunet_ext.dints.costs.further_cost_reports",
         ),
         Method(

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, code_of, read_code
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
+from nnunet_ext.dints.code_file import CodeFile, read_code
 from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
 from nnunet_ext.dints.topology_figure import histogram, topology_figure

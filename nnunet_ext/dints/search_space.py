@@ -19,6 +19,7 @@ DEPTHS = range(2, 6)
 Kernels = tuple[tuple[int, ...], ...]
 
 # Operation -> kernels of its convolutions, in the order of the indices in architecture codes, by image dimensions.
+# Axes are those of nnU-Net's arrays, [z, y, x]; the paper and MONAI index volumes [x, y, z], see `mirrored`.
 OPERATIONS: dict[int, dict[str, Kernels]] = {
     2: {"skip": (), "conv_3x3": ((3, 3),)},
     3: {
@@ -29,6 +30,13 @@ OPERATIONS: dict[int, dict[str, Kernels]] = {
         "p3d_1x3x3": ((1, 3, 3), (3, 1, 1)),
     },
 }
+
+
+def mirrored(dimensions: int) -> tuple[int, ...]:
+    """Index of each operation -> index of the operation whose kernels have the axes in the opposite order."""
+    names = OPERATIONS[dimensions]
+    of_kernels = {kernels: index for index, kernels in enumerate(names.values())}
+    return tuple(of_kernels[tuple(kernel[::-1] for kernel in kernels)] for kernels in names.values())
 
 
 @lru_cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.dints.architecture_code import CodeFile
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.dints.architecture_step import ArchitectureOptimizer
 from nnunet_ext.dints.discretize import Decoded
 from nnunet_ext.dints.memory_budget import memory_ratio

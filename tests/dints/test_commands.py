@@ -10,7 +10,8 @@ from end_to_end.stock import stock_plans
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.demo.schedule import demo_settings
-from nnunet_ext.dints.architecture_code import CVPR_CODE, CodeFile
+from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.presets import PRESETS

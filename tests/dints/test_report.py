@@ -6,7 +6,7 @@ import pytest
 from dints.small import random_code
 from report.folders import STRIDES, Model, three_cases, write_json
 
-from nnunet_ext.dints.architecture_code import CodeFile
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.dints.report import search_section, section
 from nnunet_ext.report.model_folder import read_model_folder
 

@@ -11,7 +11,8 @@ from end_to_end.stock import Workspace, handmade_plans, shrink, stock_architectu
 
 from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.demo.phantoms import generate_case
-from nnunet_ext.dints.architecture_code import ArchitectureCode, read_code
+from nnunet_ext.dints.architecture_code import ArchitectureCode
+from nnunet_ext.dints.code_file import read_code
 from nnunet_ext.dints.discretize import pattern_costs
 from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.options import DiNTSOptions, search_patch
