@@ -87,6 +87,12 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         configurations=args.configurations,
     )
+    memory = []
+    if args.code is not None:
+        from nnunet_ext.planning.fit import fit_patches
+
+        dataset_json = read_dataset_json(folder)
+        memory = fit_patches(plans, source, dataset_json, method, keep_patch="patch_size" in settings)
     what = write_plans(folder, plans, overwrite=args.overwrite)
     print(f"From {args.source}:")
     print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
@@ -95,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         values = plans["configurations"][name]
         patch = "x".join(map(str, values["patch_size"]))
         print(f"  {name}: {method.title}, patch {patch}, batch {values['batch_size']}")
+    for line in memory:
+        print(f"  {line}")
     foreign = [
         name
         for name in changed

@@ -128,8 +128,6 @@ class Cell(nn.Module):
             x, rectified = self.resample(rectified if self.kind == "down" else x), None
         result: Tensor | None = None
         for name, weight in zip(self.names, weights, strict=True):
-            if isinstance(weight, float) and weight == 0:
-                continue
             if name not in self.operations:  # skip
                 term = x if isinstance(weight, float) and weight == 1 else x * weight
             else:

@@ -181,4 +181,29 @@ def _from_reference(content: Mapping[str, Any], file: str) -> CodeFile:
 def code_settings(path: str | os.PathLike) -> dict[str, Any]:
     """The settings for `nnunet_ext plan` that an architecture file stands for."""
     file = read_code(path)
-    return {**file.code.settings(), "use_downsample": file.use_downsample}
+    return {**file.code.settings(), "use_downsample": file.use_downsample, "code_origin": file.origin()}
+
+
+def origin_text(code: ArchitectureCode, origin: Mapping[str, Any] | None) -> str:
+    """Where a network's code comes from, in a sentence.
+
+    Args:
+        origin: as `CodeFile.origin` says it; of another code, or None, it is passed over.
+    """
+    known = dict(origin) if origin and origin.get("code") == digest(code) else {}
+    if "sigma" in known:
+        ratio = known.get("memory_ratio_of_code")
+        versions = ", ".join(f"{name} {number}" for name, number in dict(known.get("versions") or {}).items())
+        return (
+            f"The architecture was searched on {known.get('dataset')}, fold {known.get('fold')}, with a budget of sigma "
+            f"{known['sigma']}" + (f" (the code has {ratio:.3f})" if isinstance(ratio, float) else "") + ", "
+            f"{known.get('iterations')} iterations, seed {known.get('seed')}" + (f" ({versions})." if versions else ".")
+        )
+    if any(code == CVPR_CODE.for_dimensions(dimensions) for dimensions in OPERATIONS):
+        return (
+            "The plans hold no searched architecture: this is the code that the authors of DiNTS published (CVPR 2021, "
+            "sigma 0.8, searched on MSD Pancreas)."
+        )
+    if "source" in known:
+        return f"The architecture comes from a file of the {known['source']}."
+    return "The architecture is the code in the plans, of which they do not say where it comes from."

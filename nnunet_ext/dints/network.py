@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.costs.complexity import kept_elements
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
+from nnunet_ext.dints.architecture_code import CVPR_CODE, code_of
 from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, resize
-from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
 from nnunet_ext.layers.padding import crop, pad_to
@@ -106,7 +105,7 @@ class _DiNTS(nn.Module):
         self.head = Head(structure, num_classes)
 
     def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
-        """`image [B, C, *patch]` -> logits `[B, K, *patch]`. Edges with nothing but the float 0.0 are left out."""
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`."""
         size = image.shape[2:]
         image = pad_to(image, self.structure.padded_size(size))
         nodes = {}
@@ -127,7 +126,7 @@ class _DiNTS(nn.Module):
         reached: dict[int, Tensor] = {}
         for edge, (source, target) in enumerate(self.edges):
             of_edge = weights[edge]
-            if f"{layer}_{edge}" not in self.cells or not (isinstance(of_edge, Tensor) or any(of_edge)):
+            if f"{layer}_{edge}" not in self.cells:
                 continue
             cell: Any = self.cells[f"{layer}_{edge}"]
             if cell.reads_rectified and source not in rectified:
@@ -224,7 +223,7 @@ class DiNTSSearchNet(_DiNTS):
         ConfigurationError: what cannot work, in words.
     """
 
-    supports_compile = False  # which edges run may change from step to step
+    supports_compile = False  # not tried
 
     def __init__(
         self,
@@ -253,7 +252,6 @@ class DiNTSSearchNet(_DiNTS):
         operations = len(OPERATIONS[structure.dimensions])
         self.log_alpha_a = nn.Parameter(0.01 * torch.randn(shape), requires_grad=False)
         self.log_alpha_c = nn.Parameter(1 + 0.01 * torch.randn(*shape, operations), requires_grad=False)
-        self.fixed_code: ArchitectureCode | None = None
 
     def relaxed(self) -> Relaxed:
         """The probabilities of the logits as they are now."""
@@ -263,20 +261,10 @@ class DiNTSSearchNet(_DiNTS):
         """`x [B, C, *patch]` -> logits `[B, K, *patch]`.
 
         Args:
-            relaxed: probabilities through which gradients are wanted; by default those of the own logits. While
-                `fixed_code` is set, the supernet computes that code alone instead, with its own weights.
+            relaxed: probabilities through which gradients are wanted; by default those of the own logits.
         """
-        if self.fixed_code is not None and relaxed is None:
-            return self._run(x, self._weights_of(self.fixed_code))
         weights = (self.relaxed() if relaxed is None else relaxed).weights
         return self._run(x, [layer.unbind(0) for layer in weights.unbind(0)])
-
-    def _weights_of(self, code: ArchitectureCode) -> list[list[tuple[float, ...]]]:
-        count = len(OPERATIONS[self.structure.dimensions])
-        return [
-            [tuple(float(on and o == n) for n in range(count)) for on, o in zip(active, operations, strict=True)]
-            for active, operations in zip(code.active, code.operations, strict=True)
-        ]
 
 
 def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
@@ -289,15 +277,15 @@ def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] |
     }
 
 
-def search_arch_kwargs(
-    options: DiNTSOptions, strides: Sequence[Sequence[int]], use_downsample: bool = True
+def search_arch_kwargs_at(
+    strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The supernet that the options describe over a plan's strides. Used by the trainer of the search and by `info`."""
+    """The paper's supernet for a plan, JSON values only; it takes any patch."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],
-        "num_layers": options.search_layers,
-        "num_depths": options.search_depths,
-        "base_features": options.search_base_features,
-        "use_downsample": use_downsample,
-        "checkpoint_cells": options.search_checkpoint_cells,
+        "num_layers": 12,
+        "num_depths": 4,
+        "base_features": 16,
+        "use_downsample": True,
+        "checkpoint_cells": False,
     }

@@ -8,6 +8,7 @@ Levels count resolutions: level 0 is the image, level l is the image divided by 
 With `use_downsample` (the paper's setting) node scale r lies at level r + 1, else at level r.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -143,13 +144,14 @@ class Structure:
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """`size` (voxels) rounded up to multiples of the total stride.
 
-        Two voxels at least remain at the coarsest level, since InstanceNorm cannot normalise a single one.
+        Four voxels at least remain at the coarsest level: of a single one InstanceNorm has no variance, and of two it
+        leaves nothing but the sign of their difference.
         """
         steps = self.total_stride(-1)
-        padded = padded_size(size, steps)
-        if padded == steps:
-            padded[-1] += steps[-1]
-        return padded
+        counts = [padded // step for padded, step in zip(padded_size(size, steps), steps, strict=True)]
+        while math.prod(counts) < 4:
+            counts[max(axis for axis, count in enumerate(counts) if count == min(counts))] += 1
+        return [count * step for count, step in zip(counts, steps, strict=True)]
 
     def voxels(self, size: Sequence[int]) -> list[int]:
         """Voxels by level for an image of `size`, padding included."""
