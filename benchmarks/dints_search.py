@@ -239,7 +239,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="nnU-Net's preprocessed folder of a configuration (default: phantoms)")
     parser.add_argument("--patch", type=int, nargs=3, default=[16, 32, 32])
-    parser.add_argument("--classes", type=int, default=None, help="background included (phantoms: 4, data: 3)")
+    parser.add_argument("--classes", type=int, default=None, help="background included (phantoms: 5, data: 3)")
     parser.add_argument("--cases", type=int, default=48)
     parser.add_argument("--tests", type=int, default=16)
     parser.add_argument("--layers", type=int, default=4)
@@ -247,17 +247,17 @@ def main():
     parser.add_argument("--width", type=int, default=4, help="of the supernet; codes are trained with twice of it")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--sigma", type=float, default=0.5)
-    parser.add_argument("--weight-steps", type=int, default=100)
-    parser.add_argument("--joint-steps", type=int, default=250)
-    parser.add_argument("--rate", type=float, default=0.06, help="of Adam on the logits")
-    parser.add_argument("--train-steps", type=int, default=250)
+    parser.add_argument("--weight-steps", type=int, default=60)
+    parser.add_argument("--joint-steps", type=int, default=120)
+    parser.add_argument("--rate", type=float, default=0.1, help="of Adam on the logits")
+    parser.add_argument("--train-steps", type=int, default=100)
     parser.add_argument("--searches", type=int, default=6)
     parser.add_argument("--randoms", type=int, default=3, help="random codes for each search")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each code")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    args.classes = args.classes or (3 if args.data else 4)
+    args.classes = args.classes or (3 if args.data else 5)
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     kept = Kept(args.work / "pieces.json")
@@ -277,18 +277,21 @@ def main():
     for seed in range(args.searches):
         found = code_of(f"searched {seed}", lambda seed=seed: search(train, args, seed))
         ratio = memory_ratio(found, structure, args.patch)
-        codes = {"searched": [found], "regularised": [code_of(f"regularised {seed}", lambda s=seed: regularised(args, s))]}
-        codes["random"] = [random_code(args, ratio, 100 * seed + k) for k in range(args.randoms)]
-        scores = {
-            kind: [score(f"{kind} {seed} {k}", code) for k, code in enumerate(of)] for kind, of in codes.items()
-        }
-        blocks.append(
-            {
-                "searched": scores["searched"][0], "regularised": scores["regularised"], "random": scores["random"],
-                "ratios": {kind: [memory_ratio(c, structure, args.patch) for c in of] for kind, of in codes.items()},
-                "edges": {kind: [c.num_edges for c in of] for kind, of in codes.items()},
-            }
-        )  # fmt: skip
+        codes = {"searched": [found], "random": [random_code(args, ratio, 100 * seed + k) for k in range(args.randoms)]}
+        blocks.append({"codes": codes})
+    for seed, block in enumerate(blocks):
+        for kind, codes in block["codes"].items():
+            block[kind] = [score(f"{kind} {seed} {k}", code) for k, code in enumerate(codes)]
+    for seed, block in enumerate(blocks):  # last, since they are not what is asked first
+        codes = block["codes"]["regularised"] = [
+            code_of(f"regularised {seed}", lambda seed=seed: regularised(args, seed))
+        ]
+        block["regularised"] = [score(f"regularised {seed} {k}", code) for k, code in enumerate(codes)]
+    for block in blocks:
+        of = block.pop("codes")
+        block["ratios"] = {kind: [memory_ratio(c, structure, args.patch) for c in codes] for kind, codes in of.items()}
+        block["edges"] = {kind: [c.num_edges for c in codes] for kind, codes in of.items()}
+        block["searched"] = block["searched"][0]
     result = {
         "settings": {key: value for key, value in vars(args).items() if key not in ("work", "out", "data")},
         "data": Path(args.data).parent.name if args.data else "phantoms of nnunet_ext demo",

@@ -7,7 +7,7 @@ Resolutions follow the plan's strides, axis by axis, instead of 2 everywhere.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.dints.architecture_code import CVPR_CODE, code_of
-from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, resize
+from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, normed, resize
+from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
 from nnunet_ext.layers.padding import crop, pad_to
@@ -44,15 +45,20 @@ class Head(nn.Module):
 
     def forward(self, nodes: Mapping[int, Tensor]) -> Tensor:
         """Nodes by scale -> logits `[B, K, *]`."""
-        x: Tensor | None = None
+        x, step = None, None
         for scale in reversed(range(self.outputs[-1] + 1)):
+            if step is not None:
+                x = step.enlarged(x, step.norm.weight, step.norm.bias)
             node = nodes.get(scale)
             if node is not None:
                 x = node if x is None else x + node
-            if x is not None:  # else the supernet computes a code that ends at finer scales only
-                x = self.ups[str(scale)](x)
-        assert x is not None
-        return self.seg_layers[0](self.norm(self.conv(F.relu(x))))
+            if x is not None:
+                step = cast(HeadStep, self.ups[str(scale)])
+                x = step(x)
+        assert x is not None and step is not None
+        norms = step.norm, self.norm
+        x = lean_convolution(self.conv, lambda *z: F.relu(step.enlarged(*z)), x, norms[0].weight, norms[0].bias)
+        return lean_convolution(self.seg_layers[0], lambda *z: normed(norms[1], *z), x, norms[1].weight, norms[1].bias)
 
 
 class _DiNTS(nn.Module):
@@ -213,11 +219,15 @@ class DiNTSSearchNet(_DiNTS):
     them to `forward` as `Relaxed`.
 
     Args:
-        input_channels, num_classes, strides, features_per_stage, use_downsample, checkpoint_cells, deep_supervision:
-            see `DiNTSNet`.
+        input_channels, num_classes: see `DiNTSNet`.
+        strides: one per level as nnU-Net plans them, all ones first; see `DiNTSNet`.
         num_layers: L.
         num_depths: D, the number of scales, 2 to 5.
         base_features: F_0; the paper searches with half of the width of the final network.
+        features_per_stage: the widths by level instead.
+        use_downsample: the finest nodes lie at half resolution (the paper), else at the image's.
+        checkpoint_cells: compute each cell again in the backward pass instead of keeping its feature maps.
+        deep_supervision: accepted for nnU-Net; there is one output.
 
     Raises:
         ConfigurationError: what cannot work, in words.
