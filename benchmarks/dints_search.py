@@ -160,9 +160,7 @@ def regularised(args, seed):
             logits.requires_grad_(True)
         terms = architecture.regularisers(network.relaxed())
         total = terms.total(schedule.ramp(step), options.topology_weight)
-        for logits, gradient in zip(
-            architecture.logits, torch.autograd.grad(total, architecture.logits), strict=True
-        ):
+        for logits, gradient in zip(architecture.logits, torch.autograd.grad(total, architecture.logits), strict=True):
             logits.requires_grad_(False)
             logits.grad = gradient
         architecture.adam.step()

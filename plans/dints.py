@@ -1,4 +1,4 @@
-"""DiNTSPlanner and DiNTSSearchPlanner: nnU-Net's sizing with the feature maps of the published network, or a supernet."""
+"""DiNTSPlanner, DiNTSSearchPlanner: nnU-Net's sizing with the feature maps of the published network, of a supernet."""
 
 from typing import Any
 

@@ -70,9 +70,7 @@ class DiNTSSearchTrainer(ExtTrainer):
         """train1 and train2: the training cases shuffled by the seed and cut in two; saved, and kept on `--c`."""
         path = os.path.join(self.output_folder, "search_halves.json")
         continued, first_rank = self.current_epoch > 0, self.local_rank == 0
-        return kept_halves(
-            path, keys, self.seed, continued=continued, write=first_rank, say=self.print_to_log_file
-        )
+        return kept_halves(path, keys, self.seed, continued=continued, write=first_rank, say=self.print_to_log_file)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, with one half of the training cases."""
@@ -141,14 +139,16 @@ class DiNTSSearchTrainer(ExtTrainer):
         self._set_rate()
         result = super().train_step(batch)
         if self.is_joint:
-            self.architecture.step(*self._on_device(batch["architecture"]), self.loss, self.search.ramp(self.iterations))
+            ramp = self.search.ramp(self.iterations)
+            self.architecture.step(*self._on_device(batch["architecture"]), self.loss, ramp)
         elif self.pace.step is None and self.iterations % self.num_iterations_per_epoch == _TRIED_AT:
             self.pace.try_step(lambda: self._try_step(batch))
         self.iterations += 1
         return result
 
-    def _on_device(self, batch: dict) -> list[torch.Tensor]:
-        return [batch[key].to(self.device, non_blocking=True) for key in ("data", "target")]
+    def _on_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
+        return data, target
 
     def _try_step(self, batch: dict) -> None:
         self.architecture.gradients(*self._on_device(batch), self.loss, 0.0)

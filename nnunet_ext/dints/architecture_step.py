@@ -75,7 +75,7 @@ class ArchitectureOptimizer:
         return regularisers(relaxed, self.memory_table, self.options.sigma, self.options.loss_floor)
 
     def decode(self, in_budget: bool = True) -> Decoded:
-        """The most probable feasible code of the logits as they are now, within the budget unless the options say no."""
+        """The most probable feasible code of the logits as they are now, in the budget if the options want it."""
         edges, operations = (logits.detach().cpu().double().numpy() for logits in self.logits)
         if not (in_budget and self.options.decode_within_budget):
             return decode(edges, operations)

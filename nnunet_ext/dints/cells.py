@@ -7,7 +7,7 @@ in the backward pass (`lean.py`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,11 @@ def scaled_norm(norm: nn.Module, x: Tensor, weight: Weight) -> Tensor:
 def normed(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """`norm(x)`, with its affine parameters given as tensors."""
     return F.instance_norm(x, weight=scale, bias=shift, eps=norm.eps)
+
+
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """A norm's parameters, for `normed`."""
+    return norm.weight, norm.bias
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -107,7 +112,7 @@ class Operation(nn.Module):
 
     def normed_first(self, norm: Any, x: Tensor, weight: Weight) -> Tensor:
         """The same of an input that needs `norm` and a ReLU before, of which nothing is kept but `x`."""
-        x = lean_convolution(self.convs[0], lambda *inputs: F.relu(normed(norm, *inputs)), x, norm.weight, norm.bias)
+        x = lean_convolution(self.convs[0], lambda *inputs: F.relu(normed(norm, *inputs)), x, *affine(norm))
         return scaled_norm(self.norm, self.convs[1:](x), weight)
 
 
@@ -143,8 +148,9 @@ class Cell(nn.Module):
         if self.resample is not None:
             x, rectified = self.resample(rectified if self.kind == "down" else x), None
             if len(self.names) == 1 and self.operations:
-                return self.operations[self.names[0]].normed_first(self.resample.norm, x, weights[0])  # type: ignore[operator]
-            x = self.resample.norm(x)
+                operation = cast(Operation, self.operations[self.names[0]])
+                return operation.normed_first(self.resample.norm, x, weights[0])
+            x = normed(self.resample.norm, x, *affine(self.resample.norm))
         result: Tensor | None = None
         for name, weight in zip(self.names, weights, strict=True):
             if name not in self.operations:  # skip
@@ -181,8 +187,8 @@ class Stem(nn.Module):
             x = _CONVOLVE[image.ndim - 2](image, weight, padding=1)
             return F.relu(normed(self.norm_1, x, scale, shift))
 
-        inputs = image, self.conv_1.weight, self.norm_1.weight, self.norm_1.bias
-        return self.norm_2(lean_convolution(self.conv_2, before, *inputs))
+        weight = cast(Tensor, self.conv_1.weight)
+        return self.norm_2(lean_convolution(self.conv_2, before, image, weight, *affine(self.norm_1)))
 
 
 class HeadStep(nn.Module):

@@ -194,10 +194,11 @@ def origin_text(code: ArchitectureCode, origin: Mapping[str, Any] | None) -> str
     if "sigma" in known:
         ratio = known.get("memory_ratio_of_code")
         versions = ", ".join(f"{name} {number}" for name, number in dict(known.get("versions") or {}).items())
+        found = f" (the code has {ratio:.3f})" if isinstance(ratio, float) else ""
         return (
-            f"The architecture was searched on {known.get('dataset')}, fold {known.get('fold')}, with a budget of sigma "
-            f"{known['sigma']}" + (f" (the code has {ratio:.3f})" if isinstance(ratio, float) else "") + ", "
-            f"{known.get('iterations')} iterations, seed {known.get('seed')}" + (f" ({versions})." if versions else ".")
+            f"The architecture was searched on {known.get('dataset')}, fold {known.get('fold')}, with a budget of "
+            f"sigma {known['sigma']}{found}, {known.get('iterations')} iterations, seed {known.get('seed')}"
+            + (f" ({versions})." if versions else ".")
         )
     if any(code == CVPR_CODE.for_dimensions(dimensions) for dimensions in OPERATIONS):
         return (

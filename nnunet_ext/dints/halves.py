@@ -88,12 +88,6 @@ class PairedBatches:
             finish(loader)
 
 
-def finish(self) -> None:
-        """Ends the worker processes."""
-        for loader in self.loaders:
-            finish(loader)
-
-
 def finish(loader: Any) -> None:
     """Ends the worker processes of a loader of batchgenerators, where it has some."""
     if hasattr(loader, "_finish"):

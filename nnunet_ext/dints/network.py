@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.dints.architecture_code import CVPR_CODE, code_of
-from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, normed, resize
+from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, affine, convolution, instance_norm, normed, resize
 from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
@@ -45,10 +45,11 @@ class Head(nn.Module):
 
     def forward(self, nodes: Mapping[int, Tensor]) -> Tensor:
         """Nodes by scale -> logits `[B, K, *]`."""
-        x, step = None, None
+        x: Tensor | None = None
+        step: HeadStep | None = None
         for scale in reversed(range(self.outputs[-1] + 1)):
             if step is not None:
-                x = step.enlarged(x, step.norm.weight, step.norm.bias)
+                x = step.enlarged(cast(Tensor, x), *affine(step.norm))
             node = nodes.get(scale)
             if node is not None:
                 x = node if x is None else x + node
@@ -56,9 +57,9 @@ class Head(nn.Module):
                 step = cast(HeadStep, self.ups[str(scale)])
                 x = step(x)
         assert x is not None and step is not None
-        norms = step.norm, self.norm
-        x = lean_convolution(self.conv, lambda *z: F.relu(step.enlarged(*z)), x, norms[0].weight, norms[0].bias)
-        return lean_convolution(self.seg_layers[0], lambda *z: normed(norms[1], *z), x, norms[1].weight, norms[1].bias)
+        enlarged, norm = step.enlarged, self.norm
+        x = lean_convolution(self.conv, lambda *z: F.relu(enlarged(*z)), x, *affine(step.norm))
+        return lean_convolution(self.seg_layers[0], lambda *z: normed(norm, *z), x, *affine(norm))
 
 
 class _DiNTS(nn.Module):
@@ -287,9 +288,7 @@ def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] |
     }
 
 
-def search_arch_kwargs_at(
-    strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None
-) -> dict[str, Any]:
+def search_arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
     """The paper's supernet for a plan, JSON values only; it takes any patch."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],

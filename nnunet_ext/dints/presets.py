@@ -1,4 +1,4 @@
-"""Named settings for `nnunet_ext plan`: the paper's models and recipes (`dints/NAME`), and searches (`dints_search/`)."""
+"""Named settings for `nnunet_ext plan`: the paper's models and recipes (`dints/`), and searches (`dints_search/`)."""
 
 from typing import Any
 

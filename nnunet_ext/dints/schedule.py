@@ -78,7 +78,7 @@ class Pace:
             self._start, self._first = self.clock(), iteration
 
     def try_step(self, step: Callable[[], Any]) -> None:
-        """Times a step of the architecture that changes nothing; the first call warms it up. The epoch's time is kept."""
+        """Times a step of the architecture that changes nothing, by its second call; the epoch's time leaves it out."""
         began = self.clock()
         step()
         middle = self.clock()

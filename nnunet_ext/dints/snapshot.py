@@ -38,8 +38,8 @@ class Snapshot:
         relaxed = architecture.supernet.relaxed()
         structure = architecture.supernet.structure
         found, likeliest = architecture.decode(), architecture.decode(in_budget=False)
-        ratios = (memory_ratio(decoded.code, structure, patch_size) for decoded in (found, likeliest))
-        return cls(structure, found, likeliest, *ratios, relaxed, architecture.regularisers(relaxed))
+        ratio, of_likeliest = (memory_ratio(decoded.code, structure, patch_size) for decoded in (found, likeliest))
+        return cls(structure, found, likeliest, ratio, of_likeliest, relaxed, architecture.regularisers(relaxed))
 
     def row(self, sigma: float, iterations: int) -> dict[str, Any]:
         """An epoch of the history: losses of the logits, memory ratios, G, and the code.
@@ -90,9 +90,9 @@ class Snapshot:
         if abs(self.ratio - sigma) <= BUDGET_TOLERANCE:
             return None
         return (
-            f"Warning: the code uses {self.ratio:.3f} of the memory of all edges, the budget is sigma {sigma}. "
-            f"The expectation over edges, to which the search is driven, is {float(self.terms.memory_ratio):.3f}: edges "
-            f"are undecided. decode_within_budget=true keeps the budget."
+            f"Warning: the code uses {self.ratio:.3f} of the memory of all edges, the budget is sigma {sigma}. The "
+            f"expectation over edges, to which the search is driven, is {float(self.terms.memory_ratio):.3f}. "
+            f"decode_within_budget=true keeps the budget, where the space has a code that does."
         )
 
 

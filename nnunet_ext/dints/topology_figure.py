@@ -109,8 +109,8 @@ def _legend(ax: Axes, used: Sequence[str], with_probabilities: bool, columns: in
             handles.append(Line2D([], [], color="#b0b0b0", linewidth=_width(probability), label=label))
     handles.append(Line2D([], [], color="#e3e3e3", linewidth=0.8, label="edge not used"))
     ax.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=max(1, min(4, columns)), frameon=False, fontsize=9,
-        handlelength=1.6, columnspacing=1.4,
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=max(1, min(4, columns)),
+        frameon=False, fontsize=9, handlelength=1.6, columnspacing=1.4,
     )  # fmt: skip
 
 

@@ -86,8 +86,8 @@ def test_the_origin_is_told_of_its_own_code_only():
 
 def own_plans(folder):
     """The method's own plans, for a patch smaller than the images."""
-    run("plan", 7, "--method", "dints", "--name", "DiNTSPlans", "--set", "base_features=4", "--set", "patch_size=[32,64,64]",
-        "--configuration", "3d_fullres")  # fmt: skip
+    run("plan", 7, "--method", "dints", "--name", "DiNTSPlans", "--set", "base_features=4", "--set",
+        "patch_size=[32,64,64]", "--configuration", "3d_fullres")  # fmt: skip
     plans = json.loads((folder / "DiNTSPlans.json").read_text())
     plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [64, 128, 96]
     (folder / "DiNTSPlans.json").write_text(json.dumps(plans))
@@ -113,8 +113,8 @@ def test_the_patch_is_planned_for_the_code(folder, tmp_path, capsys):
         assert kept(made) <= kept(planned)
         assert f"a training step keeps {4 * kept(made) / 1e6:,.0f} MB" in said
         assert f"planned were {4 * kept(planned) / 1e6:,.0f} MB of feature maps (fp32) for 32x64x64" in said
-    run("plan", 7, "--method", "dints", "--code", tmp_path / "code.json", "--name", "Fixed", "--configuration", "3d_fullres", "--set",
-        "patch_size=[32,64,64]")  # fmt: skip
+    run("plan", 7, "--method", "dints", "--code", tmp_path / "code.json", "--name", "Fixed", "--configuration",
+        "3d_fullres", "--set", "patch_size=[32,64,64]")  # fmt: skip
     assert written(folder, "Fixed")["3d_fullres"]["patch_size"] == [32, 64, 64]
     assert "a training step keeps" in capsys.readouterr().out
 

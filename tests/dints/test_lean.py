@@ -13,6 +13,8 @@ from nnunet_ext.dints.cells import normed
 from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
 
+CODE = random_code(layers=3).settings()
+
 
 def plain_convolution(conv, before, *inputs):
     return conv(before(*inputs))
@@ -66,8 +68,8 @@ def test_a_second_derivative_is_refused():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DiNTSNet(1, 2, strides=CUBES, base_features=3, **random_code(layers=3).settings()),
-        lambda: DiNTSNet(1, 2, strides=CUBES, base_features=3, use_downsample=False, **random_code(layers=3).settings()),
+        lambda: DiNTSNet(1, 2, strides=CUBES, base_features=3, **CODE),
+        lambda: DiNTSNet(1, 2, strides=CUBES, base_features=3, use_downsample=False, **CODE),
         lambda: DiNTSSearchNet(1, 2, strides=CUBES, base_features=3, num_layers=2, num_depths=3),
     ],
     ids=["net", "at full resolution", "supernet"],

@@ -88,9 +88,11 @@ def test_the_supernet_computes_what_monais_does(use_downsample):
     torch.manual_seed(0)
     space = TopologySearch(channel_mul=0.125, num_blocks=3, num_depths=3, use_downsample=use_downsample, device="cpu")
     theirs = DiNTS(space, 2, 3, use_downsample=use_downsample).double().eval()
-    ours = DiNTSSearchNet(
-        2, 3, strides=CUBES, num_layers=3, num_depths=3, base_features=4, use_downsample=use_downsample
-    ).double().eval()
+    ours = (
+        DiNTSSearchNet(2, 3, strides=CUBES, num_layers=3, num_depths=3, base_features=4, use_downsample=use_downsample)
+        .double()
+        .eval()
+    )
     assert {*monai_names(ours.structure).values(), *LOGITS.values()} == set(theirs.state_dict())
     with torch.no_grad():
         space.log_alpha_a.normal_()

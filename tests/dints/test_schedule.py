@@ -58,14 +58,15 @@ def test_the_time_left_is_right_in_both_phases(tried):
     clock = Clock()
     plan = schedule(num_epochs=10, weight_epochs=5, num_iterations_per_epoch=4)
     pace, jitter = Pace(plan, clock), [1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 0.9, 1.1, 1.0, 0.95]
+    calls = [7.0, 1.0]  # the first is slower, and neither belongs to the epoch
+
+    def step():
+        clock.now += calls.pop(0)
+
     costs = [(10 + 4 * (2 if epoch < 5 else 3)) * jitter[epoch] for epoch in range(10)]
     for epoch in range(10):
         pace.start(4 * epoch)
         if epoch == 0 and tried:
-
-            def step(seconds=iter([7.0, 1.0])):
-                clock.now += next(seconds)  # the first is slower, and neither belongs to the epoch
-
             pace.try_step(step)
         clock.now += costs[epoch]
         pace.stop(4 * (epoch + 1))

@@ -82,7 +82,8 @@ def test_search_curves_show_what_the_rows_say():
 @pytest.mark.parametrize(("depth", "layers"), [(2, 1), (2, 3), (3, 4), (4, 12)])
 def test_the_legend_is_not_cut_off(depth, layers):
     code = random_code(depth, layers=layers)
-    figure = topology_figure(edges(depth), code.active, names(code), ["1/8"] * depth, [[0.5] * len(edges(depth))] * layers)
+    rows = [[0.5] * len(edges(depth))] * layers
+    figure = topology_figure(edges(depth), code.active, names(code), ["1/8"] * depth, rows)
     FigureCanvasAgg(figure).draw()
     legend, page = figure.axes[0].get_legend().get_window_extent(), figure.bbox
     assert page.x0 <= legend.x0 and legend.x1 <= page.x1 and page.y0 <= legend.y0
