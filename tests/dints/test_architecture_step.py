@@ -34,7 +34,7 @@ def batch(seed=1):
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("floor", [0.0, REFERENCE_FLOOR])
+@pytest.mark.parametrize("floor", [0.0, REFERENCE_FLOOR, 0.1])
 def test_one_step_is_that_of_adam_on_equation_11(ramp, floor):
     options = DiNTSSearchOptions.from_plans({
         "architecture_lr": 0.05, "sigma": 0.3, "topology_weight": 0.02, "loss_floor": floor,
