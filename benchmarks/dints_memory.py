@@ -5,8 +5,8 @@
 Kept maps are counted on torch's meta device for one patch of 96^3 in fp32 (all that autograd saves, parameters aside).
 "before" are the same networks with convolutions that keep their input, as they were; gradients are equal. Steps
 (forward, backward, SGD) are timed in one process in turns at --patch; the figures are medians over the rounds of the
-ratio within a round. Codes of a budget are those that the regularisers alone lead to (`dints_budget.py`), at the
-paper's size. The U-Net is nnU-Net's plan for 96^3: five stages.
+ratio within a round. Codes of a budget are decoded within it from random logits, in the paper's space. The U-Net is
+nnU-Net's plan for 96^3: five stages.
 """
 
 import argparse
@@ -17,13 +17,15 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
-from dints_budget import regularised
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.dints import cells, network
+from nnunet_ext.dints.discretize import decode_in_budget
+from nnunet_ext.dints.memory_budget import edge_memory
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
 from nnunet_ext.files import write_json
 
@@ -73,6 +75,14 @@ class ArchitectureStep(nn.Module):
 
     def forward(self, x):
         return self.inner(x)
+
+
+def code_of(sigma):
+    with torch.device("meta"):
+        structure = DiNTSSearchNet(1, 3, strides=STRIDES).structure
+    rng = np.random.default_rng(0)
+    table = np.array(edge_memory(structure, PATCH))
+    return decode_in_budget(rng.normal(size=(12, 10)), rng.normal(size=(12, 10, 5)), table, sigma).code
 
 
 def networks(codes):
@@ -133,7 +143,7 @@ def timed(made, patch, rounds, reference):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patch", type=int, nargs=3, default=[48, 48, 48])
+    parser.add_argument("--patch", type=int, nargs=3, default=[32, 32, 32])
     parser.add_argument("--search-patch", type=int, nargs=3, default=[32, 32, 32])
     parser.add_argument("--search-width", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
@@ -141,7 +151,7 @@ def main():
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    codes = {sigma: regularised(sigma, 1000, 0).decode().code for sigma in (0.2, 0.5, 0.8)}
+    codes = {sigma: code_of(sigma) for sigma in (0.2, 0.5, 0.8)}
     result = {"rounds": args.rounds, "threads": args.threads, "torch": torch.__version__,
               "cpu": platform.processor() or platform.machine(), "kept_mb_96": {}}  # fmt: skip
     for name, make in {**networks(codes), **supernets(16)}.items():

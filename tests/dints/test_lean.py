@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from dints.ranks import gradients_on_one_rank, networks, patches
 from dints.small import CUBES, random_code
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
@@ -115,3 +116,18 @@ def test_a_checkpointed_search_keeps_less_than_a_gigabyte():
     assert 4 * kept_elements(supernet, x) < 1e9
     supernet.log_alpha_a.requires_grad_(), supernet.log_alpha_c.requires_grad_()
     assert 4 * kept_elements(supernet, x) < 1e9, "a step of the architecture"
+
+
+def test_two_ranks_have_the_gradients_of_both_patches(tmp_path):
+    """DDP adds up what lean convolutions give it, and ranks keep one architecture."""
+    torch.multiprocessing.spawn(gradients_on_one_rank, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2))
+    for k, net in enumerate(networks()):
+        for rank in range(2):
+            data, target = patches(rank)
+            (F.cross_entropy(net(data), target) / 2).backward()
+        alone = [p.grad for p in net.parameters() if p.requires_grad]
+        for mine, theirs, expected in zip(one[k], other[k], alone, strict=True):
+            assert torch.equal(mine, theirs)
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[2], other[2], strict=True))
