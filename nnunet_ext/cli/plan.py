@@ -77,7 +77,13 @@ def run(args: argparse.Namespace) -> int:
         settings.update(method.settings_of_code()(args.code))
     settings.update(wanted)
     if source is None:
-        args.source = method.plans_name if (folder / f"{method.plans_name}.json").is_file() else "nnUNetPlans"
+        there = [name for name in (method.plans_name, "nnUNetPlans") if (folder / f"{name}.json").is_file()]
+        if not there:
+            raise ConfigurationError(
+                f"{folder} has neither {method.plans_name} nor nnUNetPlans to start from. Make them with: "
+                f"nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner} (or name others with --from)."
+            )
+        args.source = there[0]
         source = read_plans(folder, args.source)
     plans = derive_plans(
         source,

@@ -9,7 +9,7 @@ import torch
 from dints.small import random_code
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
-from nnunet_ext.dints.code_file import CodeFile, code_settings, read_code
+from nnunet_ext.dints.code_file import CodeFile, code_settings, digest, read_code
 from nnunet_ext.dints.search_space import edges
 from nnunet_ext.errors import ConfigurationError
 
@@ -175,7 +175,9 @@ def test_a_file_gives_back_the_code(depth, tmp_path):
     CodeFile(code, use_downsample=False, meta={"sigma": 0.5}).write(tmp_path / "code.json")
     found = read_code(tmp_path / "code.json")
     assert (found.code, found.use_downsample, found.meta) == (code, False, {"sigma": 0.5})
-    assert code_settings(tmp_path / "code.json") == {**code.settings(), "use_downsample": False}
+    origin = {"code": digest(code), "sigma": 0.5}
+    settings = {**code.settings(), "use_downsample": False, "code_origin": origin}
+    assert code_settings(tmp_path / "code.json") == settings
 
 
 def test_another_order_of_edges_and_operations_means_the_same_code(tmp_path):

@@ -84,10 +84,11 @@ def test_the_origin_is_told_of_its_own_code_only():
     assert "authors of DiNTS published" in origin_text(CVPR_CODE.for_dimensions(2), None)
 
 
-def own_plans(folder):
-    """The method's own plans, for a patch smaller than the images."""
+def own_plans(folder, tmp_path):
+    """The method's own plans with CODE, for a patch smaller than the images."""
+    CodeFile(CODE).write(tmp_path / "own.json")
     run("plan", 7, "--method", "dints", "--name", "DiNTSPlans", "--set", "base_features=4", "--set",
-        "patch_size=[32,64,64]", "--configuration", "3d_fullres")  # fmt: skip
+        "patch_size=[32,64,64]", "--configuration", "3d_fullres", "--code", tmp_path / "own.json")  # fmt: skip
     plans = json.loads((folder / "DiNTSPlans.json").read_text())
     plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [64, 128, 96]
     (folder / "DiNTSPlans.json").write_text(json.dumps(plans))
@@ -101,11 +102,12 @@ def kept(configuration):
 
 def test_the_patch_is_planned_for_the_code(folder, tmp_path, capsys):
     """A lean code gets a larger patch, a heavy one a smaller, and neither keeps more than what was planned."""
-    own_plans(folder)
+    own_plans(folder, tmp_path)
     planned = written(folder, "DiNTSPlans")["3d_fullres"]
-    for name, layers, sides in (("Lean", 2, int.__ge__), ("Heavy", 20, int.__le__)):
-        CodeFile(ArchitectureCode.of([[1] * 10] * layers, [[1] * 10] * layers)).write(tmp_path / "code.json")
-        run("plan", 7, "--method", "dints", "--code", tmp_path / "code.json", "--name", name)
+    words = ["plan", 7, "--method", "dints", "--configuration", "3d_fullres", "--code", tmp_path / "code.json"]
+    for name, layers, sides in (("Lean", 1, int.__ge__), ("Heavy", 10, int.__le__)):
+        CodeFile(ArchitectureCode.of([[1] * 7] * layers, [[1] * 7] * layers)).write(tmp_path / "code.json")
+        run(*words, "--name", name)
         said = capsys.readouterr().out
         made = written(folder, name)["3d_fullres"]
         assert made["patch_size"] != planned["patch_size"]
@@ -113,15 +115,14 @@ def test_the_patch_is_planned_for_the_code(folder, tmp_path, capsys):
         assert kept(made) <= kept(planned)
         assert f"a training step keeps {4 * kept(made) / 1e6:,.0f} MB" in said
         assert f"planned were {4 * kept(planned) / 1e6:,.0f} MB of feature maps (fp32) for 32x64x64" in said
-    run("plan", 7, "--method", "dints", "--code", tmp_path / "code.json", "--name", "Fixed", "--configuration",
-        "3d_fullres", "--set", "patch_size=[32,64,64]")  # fmt: skip
+    run(*words, "--name", "Fixed", "--set", "patch_size=[32,64,64]")
     assert written(folder, "Fixed")["3d_fullres"]["patch_size"] == [32, 64, 64]
     assert "a training step keeps" in capsys.readouterr().out
 
 
 def test_the_same_code_keeps_the_planned_patch(folder, tmp_path):
-    own_plans(folder)
-    CodeFile(CVPR_CODE).write(tmp_path / "code.json")
+    own_plans(folder, tmp_path)
+    CodeFile(CODE, meta=META).write(tmp_path / "code.json")
     run("plan", 7, "--method", "dints", "--code", tmp_path / "code.json", "--name", "Same")
     assert written(folder, "Same")["3d_fullres"]["patch_size"] == [32, 64, 64]
 
@@ -171,6 +172,14 @@ def test_the_methods_own_plans_are_the_default_start(folder, capsys):
     assert written(folder)["3d_fullres"]["batch_size"] == 5
     run("plan", 7, "--method", "dints", "--name", "Other", "--from", "nnUNetPlans")
     assert written(folder, "Other")["3d_fullres"]["batch_size"] == 2
+
+
+def test_without_plans_to_start_from_the_planner_is_named(folder, capsys):
+    (folder / "nnUNetPlans.json").rename(folder / "Others.json")
+    run("plan", 7, "--method", "dints", "--name", "New", expect=1)
+    said = capsys.readouterr().err
+    assert "neither DiNTSPlans nor nnUNetPlans" in said and "nnUNetv2_plan_experiment -d 7 -pl DiNTSPlanner" in said
+    run("plan", 7, "--method", "dints", "--name", "New", "--from", "Others")
 
 
 def test_bad_codes_write_nothing(folder, tmp_path, capsys):

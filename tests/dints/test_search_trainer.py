@@ -74,10 +74,11 @@ class TestDiNTSSearchTrainer(TrainerContract):
         assert found.meta["iterations"] == 48
         assert abs(found.meta["memory_ratio_of_code"] - found.meta["sigma"]) <= 0.15  # three layers of two scales
 
+        planned.run("nnUNetv2_plan_experiment", "-d", 7, "-pl", "DiNTSPlanner")
         words = ["--code", fold / "architecture.json", "--name", "SearchedPlans"]
         said = planned.run("nnunet_ext", "plan", 7, "--method", "dints", *words).stdout
-        assert "From nnUNetPlans:" in said and "-tr DiNTSTrainer -p SearchedPlans" in said
-        assert "a training step keeps" in said
+        assert "From DiNTSPlans:" in said and "-tr DiNTSTrainer -p SearchedPlans" in said
+        assert "a training step keeps" in said and "planned were" in said
         schedule = {"num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 2}
         tiny = shrink(planned.plans("SearchedPlans"), schedule, {"strides": STRIDES, "base_features": 4})
         planned.write_plans(tiny, "FoundPlans")
