@@ -25,7 +25,7 @@ from monai.networks.nets.dints import DiNTS, TopologySearch
 
 from nnunet_ext.dints.discretize import decode
 from nnunet_ext.dints.memory_budget import edge_memory
-from nnunet_ext.dints.monai_names import monai_names
+from nnunet_ext.dints.monai_names import from_monai
 from nnunet_ext.dints.network import DiNTSSearchNet
 from nnunet_ext.dints.relaxation import regularisers, relax
 
@@ -117,11 +117,7 @@ class Theirs:
 
 
 def same_start(ours, theirs):
-    names, weights = monai_names(ours.net.structure), theirs.net.state_dict()
-    ours.net.load_state_dict({name: weights[other] for name, other in names.items()}, strict=False)
-    with torch.no_grad():
-        for a, b in zip(ours.logits, theirs.logits, strict=True):
-            a.copy_(b)
+    ours.net.load_state_dict(from_monai(ours.net.structure, theirs.net.state_dict()))
 
 
 def kept_bytes(side, loss, x, y):

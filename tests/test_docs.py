@@ -16,7 +16,8 @@ import pytest
 from end_to_end.stock import stock_plans
 
 from nnunet_ext.cli import main as cli
-from nnunet_ext.dints.architecture_code import CVPR_CODE, CodeFile
+from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.methods import METHODS
 from nnunet_ext.planning.derive import derive_plans

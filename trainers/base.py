@@ -19,6 +19,7 @@ from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_t
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.layers.compiling import fall_back_to_eager
 from nnunet_ext.layers.unwrap import unwrap
+from nnunet_ext.methods import METHODS, method_of
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
 from nnunet_ext.trainers.checks import check_other_folds, check_patch, check_preprocessed
 from nnunet_ext.trainers.resumable import ResumableTrainer
@@ -35,6 +36,13 @@ def named_arch_kwargs(configuration_manager: ConfigurationManager, network_class
     return configuration_manager.network_arch_init_kwargs
 
 
+def _planned_for(trainer: str) -> str:
+    method = next((method for method in METHODS.values() if trainer in method.trainers), None)
+    if method is None:
+        return "Take plans of its own method, or nnUNetPlans."
+    return f"Take -p {method.plans_name}; nnUNetv2_plan_experiment -d DATASET -pl {method.planner} makes them."
+
+
 class NoScheduler:
     """For rates that a trainer sets by iterations: nnU-Net asks a scheduler to step once an epoch."""
 
@@ -46,7 +54,6 @@ class ExtTrainer(ResumableTrainer):
     """Base of the method trainers. A method gives the class attributes and overrides the methods marked "method:"."""
 
     network_class: ClassVar[type[Any]]
-    own_patch: ClassVar[bool] = False  # True: training on another patch than the plans' is meant
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
     arch_kwargs_at: ClassVar[Callable[..., dict[str, Any]]]  # strides, patch_size -> the network's default arch_kwargs
 
@@ -109,6 +116,12 @@ class ExtTrainer(ResumableTrainer):
             )
         plans_manager = PlansManager(plans)
         configuration_manager = plans_manager.get_configuration(configuration)
+        owner = method_of(configuration_manager.network_arch_class_name)
+        if owner is not None and not issubclass(cls.network_class, owner.network_class()):
+            raise ConfigurationError(
+                f"The plans '{plans.get('plans_name')}' are those of {owner.title} ({owner.trainer}), whose options "
+                f"{cls.__name__} does not know. {_planned_for(cls.__name__)}"
+            )
         options = cls.options_class.from_plans(configuration_manager.configuration.get(PLANS_KEY))
         with torch.device("meta"):  # no memory, no random numbers: only what the constructor checks
             network: Any = cls.build_network_architecture(
@@ -159,8 +172,7 @@ class ExtTrainer(ResumableTrainer):
 
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
-        if not self.own_patch:
-            check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
+        check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
+from nnunet_ext.dints.architecture_code import ArchitectureCode
+from nnunet_ext.dints.code_file import origin_text
 from nnunet_ext.dints.network import DiNTSNet, arch_kwargs_at
 from nnunet_ext.dints.options import DiNTSOptions
 from nnunet_ext.dints.schedule import stepped_rate
@@ -38,12 +39,8 @@ class DiNTSTrainer(ExtTrainer):
         """Counts iterations, and says which code is trained."""
         self.iterations = 0
         code = self.net.code
-        if code == CVPR_CODE.for_dimensions(len(self.configuration_manager.patch_size)):
-            self.print_to_log_file(
-                "The plans hold no searched architecture: this trains the code that the authors of DiNTS published "
-                "(CVPR 2021, sigma 0.8, searched on MSD Pancreas). DiNTSSearchTrainer searches one on this data."
-            )
         assert isinstance(code, ArchitectureCode)
+        self.print_to_log_file(origin_text(code, self.options.code_origin))
         self.print_to_log_file(
             f"Architecture: {code.num_layers} layers, {code.depth} scales, {code.num_edges} active edges"
         )

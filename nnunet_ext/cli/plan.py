@@ -77,7 +77,13 @@ def run(args: argparse.Namespace) -> int:
         settings.update(method.settings_of_code()(args.code))
     settings.update(wanted)
     if source is None:
-        args.source = method.plans_name if (folder / f"{method.plans_name}.json").is_file() else "nnUNetPlans"
+        there = [name for name in (method.plans_name, "nnUNetPlans") if (folder / f"{name}.json").is_file()]
+        if not there:
+            raise ConfigurationError(
+                f"{folder} has neither {method.plans_name} nor nnUNetPlans to start from. Make them with: "
+                f"nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner} (or name others with --from)."
+            )
+        args.source = there[0]
         source = read_plans(folder, args.source)
     plans = derive_plans(
         source,
@@ -87,6 +93,12 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         configurations=args.configurations,
     )
+    memory = []
+    if args.code is not None:
+        from nnunet_ext.planning.fit import fit_patches
+
+        dataset_json = read_dataset_json(folder)
+        memory = fit_patches(plans, source, dataset_json, method, keep_patch="patch_size" in settings)
     what = write_plans(folder, plans, overwrite=args.overwrite)
     print(f"From {args.source}:")
     print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
@@ -95,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         values = plans["configurations"][name]
         patch = "x".join(map(str, values["patch_size"]))
         print(f"  {name}: {method.title}, patch {patch}, batch {values['batch_size']}")
+    for line in memory:
+        print(f"  {line}")
     foreign = [
         name
         for name in changed

@@ -1,35 +1,31 @@
-"""Architecture codes: one searched topology with its operations, checked, and its file (JSON, versioned).
+"""Architecture codes: one searched topology with its operations, checked. `code_file.py` has their files.
 
 A code says for each of the L layers which of the E edges are active (0/1) and which operation each edge has (an index
-into `search_space.OPERATIONS`; given for inactive edges too). Codes of the reference implementation (MONAI's .pt and
-.pth files) are read without running code of theirs.
+into `search_space.OPERATIONS`; given for inactive edges too). Operations are meant in nnU-Net's axes, [z, y, x]. The
+paper and the reference implementation (MONAI) index volumes [x, y, z], so that two pseudo-3D operations exchange their
+roles when a code of theirs is read.
 """
 
-import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nnunet_ext.dints.search_space import (
     OPERATIONS,
     Structure,
     depth_of,
-    edges,
     level_strides,
     level_widths,
+    mirrored,
     receivers,
     scales_of,
     senders,
 )
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.files import write_json
 
-FORMAT, VERSION = "dints-arch-code", 1
-
-# The paper's model with sigma 0.8 as its authors published it: one number a layer, edge 0 the most significant bit;
-# one digit an edge.
+# The paper's model with sigma 0.8 as its authors published it, axes x, y, z: one number a layer, edge 0 the most
+# significant bit; one digit an edge.
 _CVPR_EDGES = (762, 987, 1019, 766, 991, 767, 983, 1011, 991, 991, 927, 775)
 _CVPR_OPERATIONS = (
     "1313212011", "1031021243", "3002101210", "4221211013", "1140041111", "2000444111",
@@ -89,7 +85,7 @@ class ArchitectureCode:
         Raises:
             ConfigurationError: not layers of whole numbers, or not a valid code.
         """
-        return cls(_rows("arch_code_a", active), _rows("arch_code_c", operations))
+        return cls(rows_of("arch_code_a", active), rows_of("arch_code_c", operations))
 
     @property
     def depth(self) -> int:
@@ -115,6 +111,11 @@ class ArchitectureCode:
         """The same code for images of 2 or 3 axes: in 2D each pseudo-3D operation is the plain convolution."""
         highest = len(OPERATIONS[dimensions]) - 1
         return ArchitectureCode(self.active, tuple(tuple(min(o, highest) for o in row) for row in self.operations))
+
+    def with_axes_reversed(self) -> "ArchitectureCode":
+        """The same network for images whose three axes come in the opposite order."""
+        exchanged = mirrored(3)
+        return ArchitectureCode(self.active, tuple(tuple(exchanged[o] for o in row) for row in self.operations))
 
     def structure(
         self,
@@ -166,149 +167,28 @@ class ArchitectureCode:
 CVPR_CODE = ArchitectureCode(
     tuple(tuple(row >> (9 - edge) & 1 for edge in range(10)) for row in _CVPR_EDGES),
     tuple(tuple(map(int, row)) for row in _CVPR_OPERATIONS),
-)
+).with_axes_reversed()
 
 
-def _rows(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
+def rows_of(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
+    """Layers of whole numbers from nested sequences.
+
+    Raises:
+        ConfigurationError: with `name` for what `values` are, if they are anything else.
+    """
     problem = f"{name} must be a list of layers, each a list of whole numbers"
     if not isinstance(values, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in values):
         raise ConfigurationError(f"{problem}, found {str(values)[:80]!r}.")
     for row in values:
         for value in row:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or value != int(value):
                 raise ConfigurationError(f"{problem}, found {str(value)[:80]!r}.")
     return tuple(tuple(int(value) for value in row) for row in values)
 
 
 def _lists(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return [list(row) for row in rows]
-
-
-# files
-
-
-@dataclass(frozen=True)
-class CodeFile:
-    """What an architecture file holds: the code, how its network downsamples, and facts about the search."""
-
-    code: ArchitectureCode
-    use_downsample: bool = True
-    dimensions: int = 3
-    meta: Mapping[str, Any] | None = None
-
-    def content(self) -> dict[str, Any]:
-        """JSON values, schema version 1. Edges and operations are named, so that no later order can corrupt it."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "num_layers": self.code.num_layers,
-            "num_depths": self.code.depth,
-            "use_downsample": self.use_downsample,
-            "spatial_dims": self.dimensions,
-            "edges": [list(edge) for edge in edges(self.code.depth)],
-            "ops": list(OPERATIONS[self.dimensions]),
-            **self.code.settings(),
-            "meta": dict(self.meta or {}),
-        }
-
-    def write(self, path: str | os.PathLike) -> None:
-        """Writes the file atomically."""
-        write_json(path, self.content())
-
-
-def read_code(path: str | os.PathLike) -> CodeFile:
-    """Reads our JSON, or a .pt or .pth file of the reference implementation.
-
-    Raises:
-        ConfigurationError: the file is missing or damaged, holds more than data, or no valid code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"There is no architecture code {path}. A search writes fold_X/architecture.json.")
-    try:
-        if path.suffix in (".pt", ".pth"):
-            return _from_reference(_read_reference(path))
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path} holds no usable architecture code: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"The architecture code {path} cannot be read ({error}).") from error
-
-
-def _from_json(content: Any) -> CodeFile:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConfigurationError(f"'format' must be '{FORMAT}'; a search writes such a file.")
-    if content.get("version") != VERSION:
-        raise ConfigurationError(f"its version is {content.get('version')!r}; this release reads version {VERSION}.")
-    missing = [key for key in CodeFile(CVPR_CODE).content() if key not in content and key != "meta"]
-    if missing:
-        raise ConfigurationError(f"it has no {', '.join(missing)}.")
-    if content["spatial_dims"] not in OPERATIONS or not isinstance(content["use_downsample"], bool):
-        raise ConfigurationError("'spatial_dims' must be 2 or 3 and 'use_downsample' true or false.")
-    active, operations = _rows("arch_code_a", content["arch_code_a"]), _rows("arch_code_c", content["arch_code_c"])
-    ours, names = edges(content["num_depths"]), tuple(OPERATIONS[content["spatial_dims"]])
-    theirs = [tuple(edge) for edge in content["edges"]]
-    if sorted(theirs) != sorted(ours):
-        raise ConfigurationError(
-            f"'num_depths' is {content['num_depths']}, which has {len(ours)} edges, but 'edges' names {len(theirs)}."
-        )
-    if any(name not in names for name in content["ops"]):
-        raise ConfigurationError(f"'ops' names {content['ops']}; known are {', '.join(names)}.")
-    for name, rows in (("arch_code_a", active), ("arch_code_c", operations)):
-        if len(rows) != content["num_layers"] or any(len(row) != len(ours) for row in rows):
-            raise ConfigurationError(
-                f"{name} must have {content['num_layers']} layers of {len(ours)} edges (num_depths "
-                f"{content['num_depths']}), found {len(rows)} of {sorted({len(row) for row in rows})}."
-            )
-    for row in operations:
-        if any(not 0 <= value < len(content["ops"]) for value in row):
-            raise ConfigurationError(f"arch_code_c holds operations 0 to {len(content['ops']) - 1}; found {list(row)}.")
-    order = [theirs.index(edge) for edge in ours]
-    code = ArchitectureCode(
-        tuple(tuple(row[e] for e in order) for row in active),
-        tuple(tuple(names.index(content["ops"][row[e]]) for e in order) for row in operations),
-    )
-    return CodeFile(code, content["use_downsample"], content["spatial_dims"], content.get("meta"))
-
-
-def _read_reference(path: Path) -> dict[str, Any]:
-    """The dict in a file of the reference, read by torch's restricted unpickler: arrays and numbers, no code."""
-    import pickle
-
-    from nnunet_ext.weights.checkpoints import load_data  # torch, which only these files need
-
-    try:
-        content = load_data(path)
-    except pickle.UnpicklingError as error:
-        raise ConfigurationError(
-            f"the file holds more than arrays and numbers, or is damaged; it was not opened. "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"the file is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError("a reference file holds a dict with arch_code_a and arch_code_c.")
-    return content
-
-
-def _from_reference(content: Mapping[str, Any]) -> CodeFile:
-    """Both key sets that are in use; the stored node activation is not needed, it follows from the edges."""
-
-    def rows(*names: str) -> Any:
-        for name in names:
-            if name in content:
-                values = content[name]
-                return values.tolist() if hasattr(values, "tolist") else values
-        raise ConfigurationError(f"it has none of {', '.join(names)}; its keys are {', '.join(map(str, content))}.")
-
-    code = ArchitectureCode.of(rows("arch_code_a", "code_a"), rows("arch_code_c", "code_c"))
-    return CodeFile(code, meta={"source": "reference implementation"})
-
-
-def code_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """The settings for `nnunet_ext plan` that an architecture file stands for."""
-    file = read_code(path)
-    return {**file.code.settings(), "use_downsample": file.use_downsample}
 
 
 def code_of(arch_kwargs: Mapping[str, Any]) -> ArchitectureCode:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunet_ext.dints.discretize import Decoded, decode
+from nnunet_ext.dints.discretize import Decoded, decode, decode_in_budget
 from nnunet_ext.dints.memory_budget import edge_memory
 from nnunet_ext.dints.network import DiNTSSearchNet
-from nnunet_ext.dints.options import DiNTSOptions
+from nnunet_ext.dints.options import DiNTSSearchOptions
 from nnunet_ext.dints.relaxation import Regularisers, Relaxed, regularisers, relax
 
 
@@ -25,35 +25,17 @@ class ArchitectureOptimizer:
         patch_size: of the search in voxels, for which the memory budget is counted.
     """
 
-    def __init__(self, supernet: DiNTSSearchNet, patch_size: Sequence[int], options: DiNTSOptions) -> None:
+    def __init__(self, supernet: DiNTSSearchNet, patch_size: Sequence[int], options: DiNTSSearchOptions) -> None:
         self.supernet, self.options = supernet, options
         self.logits = [supernet.log_alpha_a, supernet.log_alpha_c]
         device = self.logits[0].device
-        self.adam = torch.optim.Adam(self.logits, options.search_architecture_lr)
+        self.adam = torch.optim.Adam(self.logits, options.architecture_lr)
         self.scaler = torch.amp.GradScaler("cuda") if device.type == "cuda" else None
         self.memory_table = torch.tensor(edge_memory(supernet.structure, patch_size), device=device)
 
     def step(self, data: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], ramp: float) -> None:
-        """One step of Adam by equation 11.
-
-        Args:
-            data, target: a batch of the half of the cases that trains the architecture, on the device.
-            loss: (logits, target) -> the segmentation loss.
-            ramp: t / t_all.
-        """
-        for logits in self.logits:
-            logits.requires_grad_(True)
-        try:
-            relaxed = relax(*self.logits)
-            # Not through DDP, which would wait for gradients of the weights; the logits' are averaged below.
-            with torch.autocast("cuda", enabled=data.device.type == "cuda"):
-                segmentation = loss(self.supernet(data, relaxed), target)
-            total = segmentation + self.regularisers(relaxed).total(ramp, self.options.search_topology_weight)
-            gradients = torch.autograd.grad(total if self.scaler is None else self.scaler.scale(total), self.logits)
-        finally:
-            for logits in self.logits:
-                logits.requires_grad_(False)
-        for logits, gradient in zip(self.logits, gradients, strict=True):
+        """One step of Adam by equation 11; see `gradients`."""
+        for logits, gradient in zip(self.logits, self.gradients(data, target, loss, ramp), strict=True):
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
@@ -65,14 +47,39 @@ class ArchitectureOptimizer:
             self.scaler.update()
         self.adam.zero_grad(set_to_none=True)
 
+    def gradients(
+        self, data: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], ramp: float
+    ) -> tuple[Tensor, ...]:
+        """Of equation 11 by the logits, in the scaler's units; nothing is changed.
+
+        Args:
+            data, target: a batch of the half of the cases that trains the architecture, on the device.
+            loss: (logits, target) -> the segmentation loss.
+            ramp: t / t_all.
+        """
+        for logits in self.logits:
+            logits.requires_grad_(True)
+        try:
+            relaxed = relax(*self.logits)
+            # Not through DDP, which would wait for gradients of the weights; the logits' are averaged in `step`.
+            with torch.autocast("cuda", enabled=data.device.type == "cuda"):
+                segmentation = loss(self.supernet(data, relaxed), target)
+            total = segmentation + self.regularisers(relaxed).total(ramp, self.options.topology_weight)
+            return torch.autograd.grad(total if self.scaler is None else self.scaler.scale(total), self.logits)
+        finally:
+            for logits in self.logits:
+                logits.requires_grad_(False)
+
     def regularisers(self, relaxed: Relaxed) -> Regularisers:
         """The terms of equation 11 besides the segmentation loss, with the options' budget."""
-        return regularisers(relaxed, self.memory_table, self.options.sigma, self.options.search_loss_floor)
+        return regularisers(relaxed, self.memory_table, self.options.sigma, self.options.loss_floor)
 
-    def decode(self) -> Decoded:
-        """The most probable feasible code of the logits as they are now."""
+    def decode(self, in_budget: bool = True) -> Decoded:
+        """The most probable feasible code of the logits as they are now, in the budget if the options want it."""
         edges, operations = (logits.detach().cpu().double().numpy() for logits in self.logits)
-        return decode(edges, operations)
+        if not (in_budget and self.options.decode_within_budget):
+            return decode(edges, operations)
+        return decode_in_budget(edges, operations, self.memory_table.cpu().numpy(), self.options.sigma)
 
     def state_dict(self) -> dict[str, Any]:
         """Of Adam and of the scaler; the logits are in the supernet's state dict."""

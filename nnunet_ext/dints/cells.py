@@ -2,21 +2,24 @@
 
 Convolutions have no bias and are followed by InstanceNorm; ReLU comes before. A weight of the sum is multiplied into
 the affine parameters of the InstanceNorm in front of it, so that the weighted sum keeps no feature map of its own for
-the backward pass.
+the backward pass. Where a convolution alone reads what interpolation, InstanceNorm or ReLU made, that is computed again
+in the backward pass (`lean.py`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.search_space import OPERATIONS, Kernels
 
 Weight = Tensor | float
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLVE: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
 _NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 
@@ -37,6 +40,16 @@ def scaled_norm(norm: nn.Module, x: Tensor, weight: Weight) -> Tensor:
     scale, shift = norm.weight, norm.bias
     assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
     return F.instance_norm(x, weight=scale * weight, bias=shift * weight, eps=norm.eps)  # type: ignore[arg-type]
+
+
+def normed(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`norm(x)`, with its affine parameters given as tensors."""
+    return F.instance_norm(x, weight=scale, bias=shift, eps=norm.eps)
+
+
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """A norm's parameters, for `normed`."""
+    return norm.weight, norm.bias
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -61,8 +74,8 @@ class Up(nn.Module):
         self.norm = instance_norm(c_out, len(stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x [B, C_in, *size]` -> `[B, C_out, *(size * stride)]`."""
-        return self.norm(self.conv(F.relu(enlarge(x, self.stride))))
+        """`x [B, C_in, *size]` -> `[B, C_out, *(size * stride)]`, before the InstanceNorm."""
+        return lean_convolution(self.conv, lambda x: F.relu(enlarge(x, self.stride)), x)
 
 
 class Down(nn.Module):
@@ -78,8 +91,11 @@ class Down(nn.Module):
         self.norm = instance_norm(c_out, len(stride))
 
     def forward(self, rectified: Tensor) -> Tensor:
-        """`rectified [B, C_in, *size]`, after ReLU, sizes divisible by the stride -> `[B, C_out, *(size / stride)]`."""
-        return self.norm(torch.cat([self.conv_1(rectified), self.conv_2(rectified[self.aside])], 1))
+        """`rectified [B, C_in, *size]`, after ReLU, sizes divisible by the stride -> `[B, C_out, *(size / stride)]`.
+
+        The result is that before the InstanceNorm.
+        """
+        return torch.cat([self.conv_1(rectified), self.conv_2(rectified[self.aside])], 1)
 
 
 class Operation(nn.Module):
@@ -93,6 +109,11 @@ class Operation(nn.Module):
     def forward(self, rectified: Tensor, weight: Weight) -> Tensor:
         """`weight` times the operation; `[B, C, *size]` in and out."""
         return scaled_norm(self.norm, self.convs(rectified), weight)
+
+    def normed_first(self, norm: Any, x: Tensor, weight: Weight) -> Tensor:
+        """The same of an input that needs `norm` and a ReLU before, of which nothing is kept but `x`."""
+        x = lean_convolution(self.convs[0], lambda *inputs: F.relu(normed(norm, *inputs)), x, *affine(norm))
+        return scaled_norm(self.norm, self.convs[1:](x), weight)
 
 
 class Cell(nn.Module):
@@ -122,14 +143,16 @@ class Cell(nn.Module):
         Args:
             x: `[B, C_in, *]`.
             rectified: its ReLU, which the edges that leave a node share; None where `reads_rectified` is False.
-            weights: one per operation; the float 0.0 leaves the operation out.
+            weights: one per operation.
         """
         if self.resample is not None:
             x, rectified = self.resample(rectified if self.kind == "down" else x), None
+            if len(self.names) == 1 and self.operations:
+                operation = cast(Operation, self.operations[self.names[0]])
+                return operation.normed_first(self.resample.norm, x, weights[0])
+            x = normed(self.resample.norm, x, *affine(self.resample.norm))
         result: Tensor | None = None
         for name, weight in zip(self.names, weights, strict=True):
-            if isinstance(weight, float) and weight == 0:
-                continue
             if name not in self.operations:  # skip
                 term = x if isinstance(weight, float) and weight == 1 else x * weight
             else:
@@ -157,14 +180,19 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`image [B, C_image, *size]` -> `[B, C, *size]`, or `[B, C, *(size / stride)]`."""
-        x = self.norm_1(self.conv_1(image))
         if self.conv_2 is None or self.norm_2 is None:
-            return x
-        return self.norm_2(self.conv_2(F.relu(x)))
+            return self.norm_1(self.conv_1(image))
+
+        def before(image: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            x = _CONVOLVE[image.ndim - 2](image, weight, padding=1)
+            return F.relu(normed(self.norm_1, x, scale, shift))
+
+        weight = cast(Tensor, self.conv_1.weight)
+        return self.norm_2(lean_convolution(self.conv_2, before, image, weight, *affine(self.norm_1)))
 
 
 class HeadStep(nn.Module):
-    """One step of the way back to the image's resolution: ReLU -> convolution -> InstanceNorm -> interpolation."""
+    """One step of the way back to the image's resolution: ReLU -> convolution; then InstanceNorm -> interpolation."""
 
     def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
         super().__init__()
@@ -173,5 +201,9 @@ class HeadStep(nn.Module):
         self.norm = instance_norm(c_out, len(stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x [B, C_in, *size]` -> `[B, C_out, *(size * stride)]`."""
-        return enlarge(self.norm(self.conv(F.relu(x))), self.stride)
+        """`x [B, C_in, *size]` -> `[B, C_out, *size]`, the first half of the step."""
+        return self.conv(F.relu(x))
+
+    def enlarged(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The second half, with the norm's parameters; `x [B, C_out, *size]` -> `[B, C_out, *(size * stride)]`."""
+        return enlarge(normed(self.norm, x, scale, shift), self.stride)

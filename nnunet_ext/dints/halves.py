@@ -27,38 +27,64 @@ def split_in_halves(keys: Sequence[str], seed: int) -> tuple[list[str], list[str
 
 
 def kept_halves(
-    path: str | os.PathLike, keys: Sequence[str], seed: int, *, continued: bool, write: bool
+    path: str | os.PathLike,
+    keys: Sequence[str],
+    seed: int,
+    *,
+    continued: bool,
+    write: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[str], list[str]]:
-    """The halves that the file at `path` says, where a search is continued on the same cases; else new ones.
+    """The halves that the file at `path` says, where a search is continued; else new ones.
 
-    `write`: new ones are written there.
+    Where the cases of the fold have changed since, those that are still there stay in their half, and `say` tells it.
+    `write`: new halves are written there.
     """
+    halves = split_in_halves(keys, seed)
     if continued and os.path.isfile(path):
         saved = read_json(path)
-        if sorted(saved["train1"] + saved["train2"]) == sorted(keys):
+        known = {*saved["train1"], *saved["train2"]}
+        if known == set(keys):
             return saved["train1"], saved["train2"]
-    first, second = split_in_halves(keys, seed)
+        first, second = (sorted(set(half) & set(keys)) for half in (saved["train1"], saved["train2"]))
+        for key in sorted(set(keys) - known):
+            (first if len(first) <= len(second) else second).append(key)
+        if first and second:  # else there is nothing to keep
+            halves = sorted(first), sorted(second)
+        say(
+            f"The cases of this fold have changed since the search began: {len(set(keys) - known)} are new, "
+            f"{len(known - set(keys))} are gone. The others stay in the half in which they were."
+        )
     if write:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_json(path, {"train1": first, "train2": second})
-    return first, second
+        write_json(path, {"train1": halves[0], "train2": halves[1]})
+    return halves
 
 
 class PairedBatches:
-    """Batches of `weights`, each with a batch of `architecture` under that key while `is_joint()`."""
+    """Batches of `weights`, each with a batch of `architecture` under that key while `is_joint()`.
 
-    def __init__(self, weights: Iterator[dict], architecture: Iterator[dict], is_joint: Callable[[], bool]) -> None:
-        self.loaders, self.is_joint = (weights, architecture), is_joint
+    `architecture` makes its loader when the first such batch is asked for: until then its workers would only wait.
+    """
+
+    def __init__(
+        self, weights: Iterator[dict], architecture: Callable[[], Iterator[dict]], is_joint: Callable[[], bool]
+    ) -> None:
+        self.weights, self.is_joint = weights, is_joint
+        self._make = architecture
+        self.architecture: Iterator[dict] | None = None
 
     def __next__(self) -> dict:
-        batch = dict(next(self.loaders[0]))
+        batch = dict(next(self.weights))
         if self.is_joint():
-            batch["architecture"] = next(self.loaders[1])
+            if self.architecture is None:
+                self.architecture = self._make()
+            batch["architecture"] = next(self.architecture)
         return batch
 
     def finish(self) -> None:
         """Ends the worker processes."""
-        for loader in self.loaders:
+        for loader in (self.weights, self.architecture):
             finish(loader)
 
 

@@ -7,7 +7,7 @@ Resolutions follow the plan's strides, axis by axis, instead of 2 everywhere.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.costs.complexity import kept_elements
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, code_of
-from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, convolution, instance_norm, resize
-from nnunet_ext.dints.options import DiNTSOptions
+from nnunet_ext.dints.architecture_code import CVPR_CODE, code_of
+from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, affine, convolution, instance_norm, normed, resize
+from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
 from nnunet_ext.layers.padding import crop, pad_to
@@ -46,14 +46,20 @@ class Head(nn.Module):
     def forward(self, nodes: Mapping[int, Tensor]) -> Tensor:
         """Nodes by scale -> logits `[B, K, *]`."""
         x: Tensor | None = None
+        step: HeadStep | None = None
         for scale in reversed(range(self.outputs[-1] + 1)):
+            if step is not None:
+                x = step.enlarged(cast(Tensor, x), *affine(step.norm))
             node = nodes.get(scale)
             if node is not None:
                 x = node if x is None else x + node
-            if x is not None:  # else the supernet computes a code that ends at finer scales only
-                x = self.ups[str(scale)](x)
-        assert x is not None
-        return self.seg_layers[0](self.norm(self.conv(F.relu(x))))
+            if x is not None:
+                step = cast(HeadStep, self.ups[str(scale)])
+                x = step(x)
+        assert x is not None and step is not None
+        enlarged, norm = step.enlarged, self.norm
+        x = lean_convolution(self.conv, lambda *z: F.relu(enlarged(*z)), x, *affine(step.norm))
+        return lean_convolution(self.seg_layers[0], lambda *z: normed(norm, *z), x, *affine(norm))
 
 
 class _DiNTS(nn.Module):
@@ -106,7 +112,7 @@ class _DiNTS(nn.Module):
         self.head = Head(structure, num_classes)
 
     def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
-        """`image [B, C, *patch]` -> logits `[B, K, *patch]`. Edges with nothing but the float 0.0 are left out."""
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`."""
         size = image.shape[2:]
         image = pad_to(image, self.structure.padded_size(size))
         nodes = {}
@@ -127,7 +133,7 @@ class _DiNTS(nn.Module):
         reached: dict[int, Tensor] = {}
         for edge, (source, target) in enumerate(self.edges):
             of_edge = weights[edge]
-            if f"{layer}_{edge}" not in self.cells or not (isinstance(of_edge, Tensor) or any(of_edge)):
+            if f"{layer}_{edge}" not in self.cells:
                 continue
             cell: Any = self.cells[f"{layer}_{edge}"]
             if cell.reads_rectified and source not in rectified:
@@ -214,17 +220,21 @@ class DiNTSSearchNet(_DiNTS):
     them to `forward` as `Relaxed`.
 
     Args:
-        input_channels, num_classes, strides, features_per_stage, use_downsample, checkpoint_cells, deep_supervision:
-            see `DiNTSNet`.
+        input_channels, num_classes: see `DiNTSNet`.
+        strides: one per level as nnU-Net plans them, all ones first; see `DiNTSNet`.
         num_layers: L.
         num_depths: D, the number of scales, 2 to 5.
         base_features: F_0; the paper searches with half of the width of the final network.
+        features_per_stage: the widths by level instead.
+        use_downsample: the finest nodes lie at half resolution (the paper), else at the image's.
+        checkpoint_cells: compute each cell again in the backward pass instead of keeping its feature maps.
+        deep_supervision: accepted for nnU-Net; there is one output.
 
     Raises:
         ConfigurationError: what cannot work, in words.
     """
 
-    supports_compile = False  # which edges run may change from step to step
+    supports_compile = False  # not tried
 
     def __init__(
         self,
@@ -253,7 +263,6 @@ class DiNTSSearchNet(_DiNTS):
         operations = len(OPERATIONS[structure.dimensions])
         self.log_alpha_a = nn.Parameter(0.01 * torch.randn(shape), requires_grad=False)
         self.log_alpha_c = nn.Parameter(1 + 0.01 * torch.randn(*shape, operations), requires_grad=False)
-        self.fixed_code: ArchitectureCode | None = None
 
     def relaxed(self) -> Relaxed:
         """The probabilities of the logits as they are now."""
@@ -263,20 +272,10 @@ class DiNTSSearchNet(_DiNTS):
         """`x [B, C, *patch]` -> logits `[B, K, *patch]`.
 
         Args:
-            relaxed: probabilities through which gradients are wanted; by default those of the own logits. While
-                `fixed_code` is set, the supernet computes that code alone instead, with its own weights.
+            relaxed: probabilities through which gradients are wanted; by default those of the own logits.
         """
-        if self.fixed_code is not None and relaxed is None:
-            return self._run(x, self._weights_of(self.fixed_code))
         weights = (self.relaxed() if relaxed is None else relaxed).weights
         return self._run(x, [layer.unbind(0) for layer in weights.unbind(0)])
-
-    def _weights_of(self, code: ArchitectureCode) -> list[list[tuple[float, ...]]]:
-        count = len(OPERATIONS[self.structure.dimensions])
-        return [
-            [tuple(float(on and o == n) for n in range(count)) for on, o in zip(active, operations, strict=True)]
-            for active, operations in zip(code.active, code.operations, strict=True)
-        ]
 
 
 def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
@@ -289,15 +288,13 @@ def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] |
     }
 
 
-def search_arch_kwargs(
-    options: DiNTSOptions, strides: Sequence[Sequence[int]], use_downsample: bool = True
-) -> dict[str, Any]:
-    """The supernet that the options describe over a plan's strides. Used by the trainer of the search and by `info`."""
+def search_arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """The paper's supernet for a plan, JSON values only; it takes any patch."""
     return {
         "strides": [list(map(int, stride)) for stride in strides],
-        "num_layers": options.search_layers,
-        "num_depths": options.search_depths,
-        "base_features": options.search_base_features,
-        "use_downsample": use_downsample,
-        "checkpoint_cells": options.search_checkpoint_cells,
+        "num_layers": 12,
+        "num_depths": 4,
+        "base_features": 16,
+        "use_downsample": True,
+        "checkpoint_cells": False,
     }

@@ -1,4 +1,4 @@
-"""Named settings for `nnunet_ext plan --preset dints/NAME`: the paper's models and recipes."""
+"""Named settings for `nnunet_ext plan`: the paper's models and recipes (`dints/`), and searches (`dints_search/`)."""
 
 from typing import Any
 
@@ -17,18 +17,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_epochs": 164,
         "num_iterations_per_epoch": 250,
     },
+    "checkpointed": {"checkpoint_cells": True},
+}
+
+SEARCH_PRESETS: dict[str, dict[str, Any]] = {
     # Budgets of table 1.
     "sigma-02": {"sigma": 0.2},
     "sigma-05": {"sigma": 0.5},
     "sigma-08": {"sigma": 0.8},
     # The whole search in a tenth of the iterations, for a first look.
-    "short-search": {
-        "search_warmup_iterations": 100,
-        "search_weight_iterations": 1000,
-        "search_joint_iterations": 1000,
-        "search_halve_every": 800,
-    },
-    "checkpointed": {"checkpoint_cells": True, "search_checkpoint_cells": True},
+    "short-search": {"num_epochs": 8, "weight_epochs": 4, "warmup_iterations": 100, "halve_every": 800},
+    "checkpointed": {"checkpoint_cells": True},
 }
 
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, code_of, read_code
+from nnunet_ext.dints.architecture_code import ArchitectureCode, code_of
+from nnunet_ext.dints.code_file import CodeFile, origin_text, read_code
 from nnunet_ext.dints.search_figure import search_figure
 from nnunet_ext.dints.search_space import OPERATIONS, edges, level_strides
 from nnunet_ext.dints.topology_figure import histogram, topology_figure
@@ -14,6 +15,7 @@ from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, number, significant
 
 METHOD, SEARCH = "dints", "dints_search"
+PATCH = 96  # voxels along each axis, at which networks are compared
 _NUMBERS = ("iterations", "L_alpha", "L_eta", "L_tp", "memory_ratio", "sigma", "G", "active_edges")
 
 _GRAPH = (
@@ -23,7 +25,8 @@ _GRAPH = (
 _CURVES = (
     "The weights learn alone until the dotted line; from there on the architecture moves too. L_alpha and L_eta fall "
     "as operations and connections become decided, L_tp as neighbouring layers come to fit; G counts the edges that "
-    "had to change to make the most probable connections feasible. The memory ratio is driven to the budget."
+    "had to change to make the most probable connections feasible. The expectation over edges is driven to the memory "
+    "budget; the code that is retrained has a ratio of its own."
 )
 
 
@@ -37,14 +40,13 @@ def section(model: ModelFolder) -> Section | None:
     except (ConfigurationError, LookupError, TypeError, ValueError) as error:
         model.notes.append(f"The topology is left out: the plans do not say the network ({error}).")
         return None
-    published = code == CVPR_CODE.for_dimensions(len(arch_kwargs["strides"][0]))
-    origin = (
-        "The plans hold no searched architecture: this is the code that the authors of DiNTS published (CVPR 2021, "
-        "sigma 0.8, searched on MSD Pancreas)."
-        if published
-        else "The architecture code in the plans, as a search or the user put it there."
+    origin = model.options.get("code_origin") if isinstance(model.options, dict) else None
+    return Section(
+        "Topology",
+        [origin_text(code, origin if isinstance(origin, dict) else None), _GRAPH],
+        [picture],
+        [_operations_table([("plans", code, None)], arch_kwargs)],
     )
-    return Section("Topology", [origin, _GRAPH], [picture], [_operations_table([("plans", code)], arch_kwargs)])
 
 
 def search_section(model: ModelFolder) -> Section | None:
@@ -59,9 +61,9 @@ def search_section(model: ModelFolder) -> Section | None:
     if not runs:
         return None
     first = next(iter(runs.values()))
-    joint = [row["epoch"] for row in first if row.get("discrete_dice") is not None]
+    joint = [after["epoch"] for before, after in zip(first, first[1:], strict=False) if _moved(before, after)]
     alt = "; ".join(
-        f"fold {name}: after epoch {rows[-1]['epoch']} memory ratio {number(rows[-1]['memory_ratio'])} of "
+        f"fold {name}: after epoch {rows[-1]['epoch']} expected memory ratio {number(rows[-1]['memory_ratio'])} of "
         f"{rows[-1]['sigma']}, G {rows[-1]['G']}, L_tp {significant(rows[-1]['L_tp'])}"
         for name, rows in runs.items()
     )
@@ -76,7 +78,7 @@ def search_section(model: ModelFolder) -> Section | None:
             kwargs = {**arch_kwargs, "use_downsample": file.use_downsample, **file.code.settings()}
             caption = f"Fold {fold.name}: what the search found ({counted(file.code.num_edges, 'active edge')})"
             pictures.append(_picture(file.code, kwargs, caption, (file.meta or {}).get("edge_probabilities")))
-            found.append((f"fold {fold.name}", file.code))
+            found.append((f"fold {fold.name}", file.code, (file.meta or {}).get("memory_ratio_of_code")))
     if found:
         texts.append(_GRAPH + " A line is as wide as its edge is probable.")
         texts.append(
@@ -94,10 +96,15 @@ def _rows(fold: Fold) -> list[dict[str, Any]]:
 
 def _is_row(row: dict[str, Any]) -> bool:
     values = [row.get(key) for key in _NUMBERS]
-    optional = [row.get(key) for key in ("dice", "discrete_dice")]
+    optional = [row.get(key) for key in ("dice", "memory_ratio_of_code")]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values) and all(
         value is None or isinstance(value, (int, float)) for value in optional
     )
+
+
+def _moved(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether the architecture moved between two rows: no loss of its logits changes otherwise."""
+    return any(before[key] != after[key] for key in ("L_alpha", "L_eta", "L_tp"))
 
 
 def _code_file(fold: Fold, model: ModelFolder) -> CodeFile | None:
@@ -145,32 +152,52 @@ def _scales(code: ArchitectureCode, arch_kwargs: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _operations_table(codes: Sequence[tuple[str, ArchitectureCode]], arch_kwargs: dict[str, Any]) -> Table:
+def _operations_table(
+    codes: Sequence[tuple[str, ArchitectureCode, float | None]], arch_kwargs: dict[str, Any]
+) -> Table:
+    """A row for each code, which comes with the memory ratio that its search says."""
     dimensions = len(arch_kwargs["strides"][0])
-    from nnunet_ext.costs.planned import planned_report  # which imports torch
-
     rows = []
-    for title, code in codes:
+    for title, code, ratio in codes:
         counts = histogram(code.active, _names(code, dimensions))
-        report = planned_report(METHODS[METHOD], 1, 2, [96] * dimensions, {**arch_kwargs, **code.settings()})
         rows.append(
             [title, str(code.num_layers), str(code.depth), str(code.num_edges)]
             + [str(counts.get(name, 0)) for name in OPERATIONS[dimensions]]
-            + [significant(report["parameters"]["total"] / 1e6), significant(report["true"]["gmacs"])]
+            + [number(ratio) if isinstance(ratio, float) else MISSING, *_costs(code, arch_kwargs, dimensions)]
         )
-    head = ["Code", "layers", "scales", "active edges", *OPERATIONS[dimensions], "M parameters", "GMACs"]
-    note = f"Parameters and multiply-adds of the network for 1 channel, 2 classes and a patch of {96}^{dimensions}."
+    head = ["Code", "layers", "scales", "active edges", *OPERATIONS[dimensions], "memory ratio"]
+    head += ["M parameters", "GMACs", "MB kept"]
+    note = (
+        f"Parameters, multiply-adds and the feature maps that a training step keeps (fp32) of the network for 1 "
+        f"channel, 2 classes and a patch of {PATCH}^{dimensions}."
+    )
     return Table("Edges by operation", head, rows, note)
+
+
+def _costs(code: ArchitectureCode, arch_kwargs: dict[str, Any], dimensions: int) -> list[str]:
+    import torch
+
+    from nnunet_ext.costs.planned import planned_report  # which imports torch too
+
+    kwargs, patch = {**arch_kwargs, **code.settings()}, [PATCH] * dimensions
+    report = planned_report(METHODS[METHOD], 1, 2, patch, kwargs)
+    with torch.device("meta"):
+        kept = METHODS[METHOD].network_class()(1, 2, **kwargs).compute_conv_feature_map_size(patch)
+    return [
+        significant(report["parameters"]["total"] / 1e6), significant(report["true"]["gmacs"]),
+        significant(4 * kept / 1e6),
+    ]  # fmt: skip
 
 
 def _last_table(runs: dict[str, list[dict[str, Any]]]) -> Table:
     rows = [
         [
             name, f"{last['iterations']:,}", number(last["L_alpha"]), number(last["L_eta"], 6), number(last["L_tp"], 2),
-            number(last["memory_ratio"]), str(last["G"]), str(last["active_edges"]),
-            MISSING if last.get("discrete_dice") is None else number(last["discrete_dice"]),
+            number(last["sigma"]), number(last["memory_ratio"]),
+            MISSING if last.get("memory_ratio_of_code") is None else number(last["memory_ratio_of_code"]),
+            str(last["G"]), str(last["active_edges"]),
         ]
         for name, last in ((name, rows[-1]) for name, rows in runs.items())
     ]  # fmt: skip
-    head = ["Fold", "iterations", "L_alpha", "L_eta", "L_tp", "memory ratio", "G", "active edges", "Dice, discrete"]
+    head = ["Fold", "iterations", "L_alpha", "L_eta", "L_tp", "sigma", "expected", "of the code", "G", "active edges"]
     return Table("At the end", head, rows)

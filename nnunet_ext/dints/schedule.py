@@ -1,14 +1,15 @@
 """When a search does what: functions of the iteration alone, so that a resumed search is the same one."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 from time import monotonic
+from typing import Any
 
-from nnunet_ext.dints.options import DiNTSOptions
+from nnunet_ext.dints.options import DiNTSSearchOptions
 
-JOINT_COST = 2.5  # seconds of a joint iteration over those of a weights-only one, until it is measured
+_EPOCHS = 5  # whose median is the pace
 
 
 def stepped_rate(iteration: int, peak: float, first: float, warmup: int, halve_every: int) -> float:
@@ -22,71 +23,84 @@ def stepped_rate(iteration: int, peak: float, first: float, warmup: int, halve_e
 class SearchSchedule:
     """The phases of a search: warm-up and weights alone, then weights and architecture in turns."""
 
-    options: DiNTSOptions
+    options: DiNTSSearchOptions
+    batch_size: int
 
     def is_joint(self, iteration: int) -> bool:
         """Whether the iteration (from 0) moves the architecture too."""
-        return iteration >= self.options.search_joint_start
+        return iteration >= self.options.joint_start
 
     def ramp(self, iteration: int) -> float:
         """t / t_all of equation 11, t counting the joint iterations from 1."""
-        done = iteration - self.options.search_joint_start + 1
-        return min(1.0, max(0.0, done / self.options.search_joint_iterations))
+        done, start = iteration + 1, self.options.joint_start
+        return min(1.0, max(0.0, (done - start) / (self.options.iterations - start)))
 
     @property
     def peak_rate(self) -> float:
         """The weights' highest learning rate: the option's for each patch of a batch."""
-        return self.options.search_lr * self.options.search_batch_size
+        return self.options.initial_lr * self.batch_size
 
     def rate(self, iteration: int) -> float:
-        """The weights' learning rate, which starts at that of one patch."""
-        options = self.options
-        warmup, halve_every = options.search_warmup_iterations, options.search_halve_every
-        return stepped_rate(iteration, self.peak_rate, options.search_lr, warmup, halve_every)
+        """The weights' learning rate, which starts at an eighth of the peak (the paper: 0.025 of 0.2)."""
+        warmup, halve_every = self.options.warmup_iterations, self.options.halve_every
+        return stepped_rate(iteration, self.peak_rate, self.peak_rate / 8, warmup, halve_every)
 
-    def epochs(self, iterations_per_epoch: int) -> int:
-        """Epochs of the whole search; the last may go on beyond its iterations."""
-        return math.ceil(self.options.search_iterations / iterations_per_epoch)
-
-    def text(self, epochs: int, patch_size: Sequence[int]) -> str:
-        """What a search says of itself at its start; the patch in voxels."""
+    def text(self) -> str:
+        """What a search says of itself at its start."""
         options = self.options
         return (
-            f"Search of {epochs} epochs: the architecture moves from iteration {options.search_joint_start} of "
-            f"{options.search_iterations} on, budget sigma {options.sigma}. Patch {list(patch_size)}, batch "
-            f"{options.search_batch_size}."
+            f"Search of {options.num_epochs} epochs: the architecture moves from epoch {options.weight_epochs} on, "
+            f"budget sigma {options.sigma}."
         )
-
-    def seconds_left(self, iteration: int, iterations: int, seconds: Mapping[bool, float]) -> float:
-        """An estimate: iterations left of each kind at the pace of the last epoch of that kind.
-
-        Args:
-            iteration: the next one.
-            iterations: of the whole search.
-            seconds: of an iteration, by whether it is a joint one; what is not measured yet is missing.
-        """
-        weights = seconds.get(False, seconds.get(True, 0.0) / JOINT_COST)
-        joint = seconds.get(True, JOINT_COST * weights)
-        of_weights = max(0, self.options.search_joint_start - iteration)
-        return of_weights * weights + (iterations - iteration - of_weights) * joint
 
 
 class Pace:
-    """Measures what an iteration of each phase takes, and estimates what is left of a search."""
+    """What an iteration of each phase takes, validation and loading included, and when the search will end.
 
-    def __init__(self, schedule: SearchSchedule) -> None:
-        self.schedule = schedule
-        self.seconds: dict[bool, float] = {}  # of an iteration, by whether it is a joint one
+    Epochs are timed whole, from one end to the next. Before the architecture moves, one of its steps is tried, so that
+    the time of the second phase is measured too and not guessed.
+
+    Attributes:
+        seconds: of an iteration in the last epochs, by whether it is a joint one.
+        step: seconds of a step of the architecture, as it was tried.
+    """
+
+    def __init__(self, schedule: SearchSchedule, clock: Callable[[], float] = monotonic) -> None:
+        self.schedule, self.clock = schedule, clock
+        self.seconds: dict[bool, list[float]] = {False: [], True: []}
+        self.step: float | None = None
+        self._start: float | None = None
+        self._first = 0
 
     def start(self, iteration: int) -> None:
-        """An epoch begins with this iteration."""
-        self._start, self._first = monotonic(), iteration
+        """The first epoch begins with this iteration; the others begin where the one before ended."""
+        if self._start is None:
+            self._start, self._first = self.clock(), iteration
+
+    def try_step(self, step: Callable[[], Any]) -> None:
+        """Times a step of the architecture that changes nothing, by its second call; the epoch's time leaves it out."""
+        began = self.clock()
+        step()
+        middle = self.clock()
+        step()
+        end = self.clock()
+        self.step = end - middle
+        if self._start is not None:
+            self._start += end - began
 
     def stop(self, iteration: int) -> None:
         """An epoch ended before this iteration."""
-        joint = self.schedule.is_joint(iteration - 1)
-        self.seconds[joint] = (monotonic() - self._start) / max(1, iteration - self._first)
+        assert self._start is not None
+        now, joint = self.clock(), self.schedule.is_joint(iteration - 1)
+        pace = (now - self._start) / max(1, iteration - self._first)
+        self.seconds[joint] = [*self.seconds[joint], pace][-_EPOCHS:]
+        self._start, self._first = now, iteration
 
-    def left(self, iteration: int, iterations: int) -> timedelta:
-        """Until the end of a search of so many iterations, in whole seconds."""
-        return timedelta(seconds=round(self.schedule.seconds_left(iteration, iterations, self.seconds)))
+    def left(self, iteration: int) -> timedelta:
+        """Until the end of the search, in whole seconds."""
+        weights = median(self.seconds[False] or [0.0])  # a search that is continued in its second phase needs none
+        joint = median(self.seconds[True]) if self.seconds[True] else weights + (self.step or 0.0)
+        options = self.schedule.options
+        of_weights = max(0, options.joint_start - iteration)
+        of_both = max(0, options.iterations - iteration - of_weights)
+        return timedelta(seconds=round(of_weights * weights + of_both * joint))

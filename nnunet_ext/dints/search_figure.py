@@ -1,4 +1,4 @@
-"""A search along its epochs: losses of the logits, memory against its budget, the gap G, and both nets' Dice."""
+"""A search along its epochs: losses of the logits, memory against its budget, the gap G, the supernet's Dice."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ def search_figure(runs: Mapping[str, Rows], joint_from: float | None = None) -> 
     """Four plots; several searches (folds) are drawn as several lines.
 
     Args:
-        runs: name -> rows with epoch, L_alpha, L_eta, L_tp, memory_ratio, sigma, G, and dice and discrete_dice or None.
+        runs: name -> rows with epoch, L_alpha, L_eta, L_tp, memory_ratio, sigma, G; dice and memory_ratio_of_code
+            may be missing or None.
         joint_from: the epoch in which the architecture began to move, drawn as a dotted line.
     """
     figure = Figure(figsize=(12.6, 3.5), layout="constrained")
@@ -24,10 +25,10 @@ def search_figure(runs: Mapping[str, Rows], joint_from: float | None = None) -> 
     for rows in runs.values():
         _losses(axes[0], rows)
         _line(axes[1], rows, "memory_ratio", BLUE, "expected")
+        _line(axes[1], rows, "memory_ratio_of_code", GREEN, "of the code")
         axes[1].axhline(rows[-1]["sigma"], color=GREY, linestyle="--", linewidth=1.2, label="budget sigma")
         _line(axes[2], rows, "G", ORANGE, "changed to be feasible")
         _line(axes[3], rows, "dice", GREEN, "supernet")
-        _line(axes[3], rows, "discrete_dice", ORANGE, "its code alone")
     for ax, label in zip(
         axes, ("loss / its value at the start", "memory ratio", "gap G [edges]", "pseudo Dice"), strict=True
     ):

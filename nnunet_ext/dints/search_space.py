@@ -8,6 +8,7 @@ Levels count resolutions: level 0 is the image, level l is the image divided by 
 With `use_downsample` (the paper's setting) node scale r lies at level r + 1, else at level r.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ DEPTHS = range(2, 6)
 Kernels = tuple[tuple[int, ...], ...]
 
 # Operation -> kernels of its convolutions, in the order of the indices in architecture codes, by image dimensions.
+# Axes are those of nnU-Net's arrays, [z, y, x]; the paper and MONAI index volumes [x, y, z], see `mirrored`.
 OPERATIONS: dict[int, dict[str, Kernels]] = {
     2: {"skip": (), "conv_3x3": ((3, 3),)},
     3: {
@@ -29,6 +31,13 @@ OPERATIONS: dict[int, dict[str, Kernels]] = {
         "p3d_1x3x3": ((1, 3, 3), (3, 1, 1)),
     },
 }
+
+
+def mirrored(dimensions: int) -> tuple[int, ...]:
+    """Index of each operation -> index of the operation whose kernels have the axes in the opposite order."""
+    names = OPERATIONS[dimensions]
+    of_kernels = {kernels: index for index, kernels in enumerate(names.values())}
+    return tuple(of_kernels[tuple(kernel[::-1] for kernel in kernels)] for kernels in names.values())
 
 
 @lru_cache
@@ -135,13 +144,14 @@ class Structure:
     def padded_size(self, size: Sequence[int]) -> list[int]:
         """`size` (voxels) rounded up to multiples of the total stride.
 
-        Two voxels at least remain at the coarsest level, since InstanceNorm cannot normalise a single one.
+        Four voxels at least remain at the coarsest level: of a single one InstanceNorm has no variance, and of two it
+        leaves nothing but the sign of their difference.
         """
         steps = self.total_stride(-1)
-        padded = padded_size(size, steps)
-        if padded == steps:
-            padded[-1] += steps[-1]
-        return padded
+        counts = [padded // step for padded, step in zip(padded_size(size, steps), steps, strict=True)]
+        while math.prod(counts) < 4:
+            counts[max(axis for axis, count in enumerate(counts) if count == min(counts))] += 1
+        return [count * step for count, step in zip(counts, steps, strict=True)]
 
     def voxels(self, size: Sequence[int]) -> list[int]:
         """Voxels by level for an image of `size`, padding included."""

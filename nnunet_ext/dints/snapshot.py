@@ -1,16 +1,13 @@
-"""What a search has found by now: the code that its logits mean, its losses, and the files about both."""
+"""What a search has found by now: the code that its logits mean, its losses, and what the files say about both."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from nnunet_ext.dints.architecture_code import CodeFile
 from nnunet_ext.dints.architecture_step import ArchitectureOptimizer
-from nnunet_ext.dints.discretize import Decoded
+from nnunet_ext.dints.code_file import CodeFile
+from nnunet_ext.dints.discretize import BUDGET_TOLERANCE, Decoded
 from nnunet_ext.dints.memory_budget import memory_ratio
 from nnunet_ext.dints.relaxation import Regularisers, Relaxed
 from nnunet_ext.dints.search_space import Structure
@@ -18,24 +15,37 @@ from nnunet_ext.dints.search_space import Structure
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A search between two steps of its logits."""
+    """A search between two steps of its logits.
+
+    Attributes:
+        found: the code to be retrained.
+        likeliest: the most probable feasible code, whatever memory it uses.
+        ratio: memory of `found`, a share of that of all edges with its operations.
+        likeliest_ratio: the same of `likeliest`.
+    """
 
     structure: Structure
-    decoded: Decoded
+    found: Decoded
+    likeliest: Decoded
+    ratio: float
+    likeliest_ratio: float
     relaxed: Relaxed
     terms: Regularisers
 
     @classmethod
-    def of(cls, architecture: ArchitectureOptimizer) -> "Snapshot":
-        """The search as it is now."""
+    def of(cls, architecture: ArchitectureOptimizer, patch_size: Sequence[int]) -> "Snapshot":
+        """The search as it is now, with its patch in voxels."""
         relaxed = architecture.supernet.relaxed()
         structure = architecture.supernet.structure
-        return cls(structure, architecture.decode(), relaxed, architecture.regularisers(relaxed))
+        found, likeliest = architecture.decode(), architecture.decode(in_budget=False)
+        ratio, of_likeliest = (memory_ratio(decoded.code, structure, patch_size) for decoded in (found, likeliest))
+        return cls(structure, found, likeliest, ratio, of_likeliest, relaxed, architecture.regularisers(relaxed))
 
-    def row(self, sigma: float, iterations: int, discrete_dice: float | None) -> dict[str, Any]:
-        """An epoch of the history: losses of the logits, memory ratio, G, and the code.
+    def row(self, sigma: float, iterations: int) -> dict[str, Any]:
+        """An epoch of the history: losses of the logits, memory ratios, G, and the code.
 
-        The code is a number a layer for its edges, and a digit an operation. `sigma` is the budget.
+        The code is a number a layer for its edges, and a digit an operation. `sigma` is the budget. G is that of the
+        most probable code, as in section 4.4.2.
         """
         return {
             "iterations": iterations,
@@ -43,75 +53,53 @@ class Snapshot:
             "L_eta": float(self.terms.eta),
             "L_tp": float(self.terms.topology),
             "memory_ratio": float(self.terms.memory_ratio),
+            "memory_ratio_of_code": self.ratio,
+            "memory_ratio_of_likeliest": self.likeliest_ratio,
             "sigma": sigma,
-            "G": self.decoded.gap,
-            "cost": self.decoded.cost,
-            "active_edges": self.decoded.code.num_edges,
-            "edges": [int("".join(map(str, row)), 2) for row in self.decoded.code.active],
-            "operations": ["".join(map(str, row)) for row in self.decoded.code.operations],
-            "discrete_dice": finite(discrete_dice),
+            "G": self.likeliest.gap,
+            "cost": self.found.cost,
+            "active_edges": self.found.code.num_edges,
+            "edges": [int("".join(map(str, row)), 2) for row in self.found.code.active],
+            "operations": ["".join(map(str, row)) for row in self.found.code.operations],
         }
 
-    def code_file(self, facts: Mapping[str, Any], patch_size: Sequence[int], scores: Mapping[str, float]) -> CodeFile:
+    def code_file(self, facts: Mapping[str, Any], patch_size: Sequence[int], dice: float) -> CodeFile:
         """The code with what is known of the search.
 
         Args:
             facts: of the search, first in the file.
             patch_size: of the search in voxels.
-            scores: mean Dice in validation, by what was validated.
+            dice: mean Dice of the supernet in validation; nan where there is none.
         """
         meta = {
             **facts,
             "patch_size": list(patch_size),
-            "exact_cost": self.decoded.cost,
-            "G": self.decoded.gap,
+            "exact_cost": self.found.cost,
+            "G": self.likeliest.gap,
             "memory_ratio": float(self.terms.memory_ratio),
-            "memory_ratio_of_code": memory_ratio(self.decoded.code, self.structure, patch_size),
+            "memory_ratio_of_code": self.ratio,
+            "memory_ratio_of_likeliest": self.likeliest_ratio,
             "mean_max_alpha": float(self.relaxed.log_alpha.exp().amax(2).mean()),
             "edge_probabilities": [[round(p, 4) for p in row] for row in self.relaxed.edges.tolist()],
-            "dice": {name: finite(score) for name, score in scores.items()},
+            "dice_of_supernet": dice if math.isfinite(dice) else None,
         }
-        return CodeFile(self.decoded.code, self.structure.use_downsample, self.structure.dimensions, meta)
+        return CodeFile(self.found.code, self.structure.use_downsample, self.structure.dimensions, meta)
 
-
-class CodeFiles:
-    """The codes in a fold's folder: `architecture.json`, and the best by each score.
-
-    `best` holds the highest scores so far, "continuous" of the supernet and "discrete" of the code alone in it.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = folder
-        self.best = {"continuous": -math.inf, "discrete": -math.inf}
-
-    def write(self, file: CodeFile, scores: Mapping[str, float], *, write: bool = True) -> None:
-        """Notes the scores (nan is never the best), and writes the file under each name that it has earned."""
-        names = ["architecture.json"]
-        for name, score in scores.items():
-            if score > self.best[name]:
-                self.best[name] = score
-                names.append(f"architecture_best_{name}.json")
-        for name in names if write else []:
-            file.write(os.path.join(self.folder, name))
+    def warning(self, sigma: float) -> str | None:
+        """What a user must know of a code that misses its budget; None where it meets it."""
+        if abs(self.ratio - sigma) <= BUDGET_TOLERANCE:
+            return None
+        return (
+            f"Warning: the code uses {self.ratio:.3f} of the memory of all edges, the budget is sigma {sigma}. The "
+            f"expectation over edges, to which the search is driven, is {float(self.terms.memory_ratio):.3f}. "
+            f"decode_within_budget=true keeps the budget, where the space has a code that does."
+        )
 
 
 def row_text(row: Mapping[str, Any]) -> str:
     """A row of the history, for the training log."""
-    discrete = row["discrete_dice"]
     return (
-        f"L_alpha {row['L_alpha']:.4f}, L_eta {row['L_eta']:.6f}, L_tp {row['L_tp']:.3f}, memory ratio "
-        f"{row['memory_ratio']:.4f} (budget {row['sigma']}), G {row['G']}"
-        + ("" if discrete is None else f", Dice of the discrete net {discrete:.4f}")
+        f"L_alpha {row['L_alpha']:.4f}, L_eta {row['L_eta']:.6f}, L_tp {row['L_tp']:.3f}, memory ratio expected "
+        f"{row['memory_ratio']:.4f}, of the code {row['memory_ratio_of_code']:.4f}, of the most probable one "
+        f"{row['memory_ratio_of_likeliest']:.4f} (budget {row['sigma']}), G {row['G']}"
     )
-
-
-def mean_dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
-    """Mean over the classes of 2 TP / (2 TP + FP + FN) from counts `[K]`; nan where no class is anywhere."""
-    size = 2 * tp + fp + fn
-    present = size > 0
-    return float((2 * tp / np.maximum(size, 1))[present].mean()) if present.any() else math.nan
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where JSON has no number for it."""
-    return value if value is not None and math.isfinite(value) else None

@@ -26,6 +26,7 @@ _NAMES = {
 }
 _UNKNOWN_WIDTH = 2.2  # points, for edges without a probability
 _STEM = "#404040"
+_ENTRY_WIDTH = 2.1  # inches, of the legend's longest entry
 
 
 def topology_figure(
@@ -45,7 +46,8 @@ def topology_figure(
         probabilities: `[L][E]`; an edge is as wide as its probability.
     """
     layers, depth = len(active), len(scales)
-    figure = Figure(figsize=(0.62 * layers + 2.6, 0.72 * depth + 1.35), layout="constrained")
+    width = 0.62 * layers + 2.6
+    figure = Figure(figsize=(width, 0.72 * depth + 1.35), layout="constrained")
     ax = figure.subplots()
     nodes = [{edges[e][0] for e, on in enumerate(active[0]) if on}]
     nodes += [{edges[e][1] for e, on in enumerate(row) if on} for row in active]
@@ -68,7 +70,7 @@ def topology_figure(
             ax.scatter(layer, -scale, s=70, color=colour, edgecolors=edge_colour, linewidths=0.8, zorder=3)
     _label(ax, scales, layers)
     used = {operations[layer][e] for layer, row in enumerate(active) for e, on in enumerate(row) if on}
-    _legend(ax, [name for name in COLOURS if name in used], probabilities is not None)
+    _legend(ax, [name for name in COLOURS if name in used], probabilities is not None, int(width / _ENTRY_WIDTH))
     return figure
 
 
@@ -99,7 +101,7 @@ def _label(ax: Axes, scales: Sequence[str], layers: int) -> None:
     ax.set_axis_off()
 
 
-def _legend(ax: Axes, used: Sequence[str], with_probabilities: bool) -> None:
+def _legend(ax: Axes, used: Sequence[str], with_probabilities: bool, columns: int) -> None:
     handles: list[Any] = [Line2D([], [], color=COLOURS[name], linewidth=3, label=_NAMES[name]) for name in used]
     if with_probabilities:
         for probability in (0.25, 1.0):
@@ -107,8 +109,8 @@ def _legend(ax: Axes, used: Sequence[str], with_probabilities: bool) -> None:
             handles.append(Line2D([], [], color="#b0b0b0", linewidth=_width(probability), label=label))
     handles.append(Line2D([], [], color="#e3e3e3", linewidth=0.8, label="edge not used"))
     ax.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False, fontsize=9,
-        handlelength=1.6, columnspacing=1.4,
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=max(1, min(4, columns)),
+        frameon=False, fontsize=9, handlelength=1.6, columnspacing=1.4,
     )  # fmt: skip
 
 

@@ -218,7 +218,27 @@ def _is_count(value: Any) -> bool:
 def _check_network(
     plans: Mapping[str, Any], dataset_json: Mapping[str, Any], method: Method, configuration: str
 ) -> None:
-    """Builds the network as nnU-Net's training will, on torch's meta device: no memory, only what is checked."""
+    """Builds the network and asks it and its method whether the patch and the training options suit."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    network = planned_network(plans, dataset_json, method, configuration)
+    resolved = PlansManager(deepcopy(dict(plans))).get_configuration(configuration)
+    try:
+        if hasattr(network, "check_patch_size"):
+            network.check_patch_size(resolved.patch_size)
+        method.check_plan(network, method.options_class().from_plans(resolved.configuration.get(PLANS_KEY)))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"Configuration '{configuration}': {error}") from error
+
+
+def planned_network(
+    plans: Mapping[str, Any], dataset_json: Mapping[str, Any], method: Method, configuration: str
+) -> Any:
+    """The network as nnU-Net's training will build it, on torch's meta device: no memory, only what is checked.
+
+    Raises:
+        ConfigurationError: it cannot be built.
+    """
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -229,15 +249,12 @@ def _check_network(
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that values are not initialised on the meta device
-            network = build(
+            return build(
                 manager,
                 resolved,
                 determine_num_input_channels(manager, resolved, dataset_json),
                 manager.get_label_manager(dataset_json).num_segmentation_heads,
             )
-        if hasattr(network, "check_patch_size"):
-            network.check_patch_size(resolved.patch_size)
-        method.check_plan(network, method.options_class().from_plans(resolved.configuration.get(PLANS_KEY)))
     except ConfigurationError as error:
         raise ConfigurationError(f"Configuration '{configuration}': {error}") from error
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

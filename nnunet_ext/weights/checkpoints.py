@@ -35,7 +35,7 @@ def load_data(path: str | os.PathLike, lazily: bool = False) -> Any:
         return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=lazily or None)
 
 
-def _refused(error: Exception) -> str:
+def refused(error: Exception) -> str:
     """Which type torch refused, without its advice to open the file all the same."""
     found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):? (?:GLOBAL )?)\s*([\w.]+)", str(error))
     return f" It holds a {found[1]}." if found else ""
@@ -52,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike, lazily: bool = False) -> dict[str, 
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"The checkpoint {path} holds more than weights and numbers, or is damaged; it was not opened, because "
-            f"opening it could run code.{_refused(error)}"
+            f"opening it could run code.{refused(error)}"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigurationError(f"The checkpoint {path} cannot be read ({error}). Use another one.") from error

@@ -8,7 +8,8 @@ import pytest
 import torch
 from dints.small import random_code
 
-from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode, CodeFile, code_settings, read_code
+from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
+from nnunet_ext.dints.code_file import CodeFile, code_settings, digest, read_code
 from nnunet_ext.dints.search_space import edges
 from nnunet_ext.errors import ConfigurationError
 
@@ -102,12 +103,62 @@ def test_bad_code_files_are_refused_with_their_name(spoil, tmp_path):
         ({"ops": ["skip", "conv_9x9x9"]}, "'ops' names"),
         ({"spatial_dims": 4}, "'spatial_dims' must be 2 or 3"),
         ({"arch_code_a": None}, "arch_code_a must be a list"),
+        ({"arch_code_a": [[float("inf")] * 10]}, "arch_code_a must be .* found 'inf'"),
+        ({"arch_code_c": 7}, "arch_code_c must be a list of layers"),
+        ({"edges": None}, "edges must be a list"),
+        ({"edges": [["a", "b"]]}, "edges must be a list"),
+        ({"ops": None}, "'ops' names None"),
+        ({"ops": 3}, "'ops' names 3"),
+        ({"ops": [["skip"]]}, "'ops' names"),
+        ({"ops": []}, "'ops' names"),
+        ({"num_depths": [4]}, "'num_depths' must be a whole number"),
+        ({"num_depths": {}}, "'num_depths' must be a whole number"),
+        ({"num_depths": True}, "'num_depths' must be a whole number"),
+        ({"num_layers": "12"}, "'num_layers' must be a whole number"),
+        ({"spatial_dims": [3]}, "'spatial_dims' must be 2 or 3"),
+        ({"use_downsample": 1}, "'use_downsample' true or false"),
+        ({"meta": [1]}, "'meta' must be an object"),
+        ({"axes": "yxz"}, "'axes' must be 'zyx' .* or 'xyz', found 'yxz'"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(change, message, tmp_path):
     (tmp_path / "code.json").write_text(json.dumps({**CodeFile(CVPR_CODE).content(), **change}))
     with pytest.raises(ConfigurationError, match=message):
         read_code(tmp_path / "code.json")
+
+
+_WRONG = (None, True, -1, 7, 0.5, float("inf"), float("nan"), "x", [], [None], [[]], [[1, 2]], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("key", CodeFile(CVPR_CODE).content())
+def test_no_value_of_a_file_gives_a_traceback(key, tmp_path):
+    """Whatever stands under a key, the file is read or refused in words."""
+    for value in _WRONG:
+        (tmp_path / "code.json").write_text(json.dumps({**CodeFile(CVPR_CODE).content(), key: value}))
+        try:
+            assert read_code(tmp_path / "code.json").code == CVPR_CODE
+        except ConfigurationError as error:
+            assert "code.json" in str(error)
+    for whole in ("null", "[]", "3", '"text"', "[" * 100_000):
+        (tmp_path / "code.json").write_text(whole)
+        with pytest.raises(ConfigurationError, match="code.json"):
+            read_code(tmp_path / "code.json")
+
+
+def test_files_of_before_axes_were_written_down_are_read(tmp_path):
+    content = CodeFile(CVPR_CODE).content()
+    del content["axes"]
+    (tmp_path / "code.json").write_text(json.dumps(content))
+    assert read_code(tmp_path / "code.json").code == CVPR_CODE
+
+
+def test_reversing_the_axes_twice_changes_nothing():
+    other = CVPR_CODE.with_axes_reversed()
+    assert other != CVPR_CODE and other.active == CVPR_CODE.active
+    changed = sum(a != b and on for rows in zip(CVPR_CODE.active, CVPR_CODE.operations, other.operations, strict=True)
+                  for on, a, b in zip(*rows, strict=True))  # fmt: skip
+    assert changed == 28
+    assert other.with_axes_reversed() == CVPR_CODE
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
@@ -124,7 +175,9 @@ def test_a_file_gives_back_the_code(depth, tmp_path):
     CodeFile(code, use_downsample=False, meta={"sigma": 0.5}).write(tmp_path / "code.json")
     found = read_code(tmp_path / "code.json")
     assert (found.code, found.use_downsample, found.meta) == (code, False, {"sigma": 0.5})
-    assert code_settings(tmp_path / "code.json") == {**code.settings(), "use_downsample": False}
+    origin = {"code": digest(code), "sigma": 0.5}
+    settings = {**code.settings(), "use_downsample": False, "code_origin": origin}
+    assert code_settings(tmp_path / "code.json") == settings
 
 
 def test_another_order_of_edges_and_operations_means_the_same_code(tmp_path):
@@ -156,7 +209,16 @@ def test_files_of_the_reference_are_read(prefix, legacy, tmp_path):
     }
     path = tmp_path / "arch_code.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert read_code(path).code == CVPR_CODE
+    found = read_code(path)
+    assert found.code == CVPR_CODE.with_axes_reversed()  # theirs are x y z
+    assert found.meta == {"source": "reference implementation, arch_code.pth"}
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.uint8, np.float32, bool])
+def test_arrays_of_all_kinds_of_numbers_are_read(kind, tmp_path):
+    rows = np.ones((2, 10))
+    torch.save({"code_a": rows.astype(kind), "code_c": torch.ones(2, 10)}, tmp_path / "code.pt")
+    assert read_code(tmp_path / "code.pt").code.num_edges == 20
 
 
 class Evil:
@@ -175,8 +237,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(legacy, tmp_path):
     path, made = tmp_path / "evil.pt", tmp_path / "made"
     content = {"arch_code_a": np.array(a), "arch_code_c": np.array(c), "extra": Evil(made)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ConfigurationError, match="holds more than arrays and numbers"):
+    with pytest.raises(ConfigurationError, match="holds more than arrays and numbers") as refused:
         read_code(path)
+    assert "weights_only" not in str(refused.value)
     assert not made.exists()
     torch.load(path, weights_only=False)
     assert made.exists(), "the file was harmless, and this test showed nothing"

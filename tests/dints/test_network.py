@@ -8,6 +8,7 @@ from dints.small import CUBES, random_code
 from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.dints.architecture_code import CVPR_CODE, ArchitectureCode
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet, arch_kwargs_at
+from nnunet_ext.dints.relaxation import Relaxed
 from nnunet_ext.errors import ConfigurationError
 
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
@@ -118,18 +119,18 @@ def test_an_architecture_step_keeps_no_feature_map_for_the_weighted_sums():
 
 
 @pytest.mark.parametrize("code", [random_code(3, layers=3), random_code(3, layers=3, seed=1), ENDS_AT_THE_FINEST_SCALE])
-def test_the_supernet_with_a_fixed_code_is_the_discrete_network(code):
+def test_a_supernet_of_certain_probabilities_is_the_discrete_network(code):
     supernet = DiNTSSearchNet(1, 2, **SMALL).eval()
     discrete = DiNTSNet(1, 2, strides=CUBES, base_features=3, **code.settings()).eval()
     discrete.load_state_dict({key: supernet.state_dict()[key] for key in discrete.state_dict()})
     x = image(16, 16, 32)
     with torch.no_grad():
-        mixed = supernet(x)
-        supernet.fixed_code = code
-        torch.testing.assert_close(supernet(x), discrete(x), rtol=1e-5, atol=1e-5)
-        supernet.fixed_code = None
-        assert torch.equal(supernet(x), mixed)
-    assert not torch.allclose(mixed, discrete(x), atol=1e-2)
+        certain = Relaxed(
+            3, torch.zeros(3, 127), torch.tensor(code.active).double(),
+            torch.nn.functional.one_hot(torch.tensor(code.operations), 5).double().log(),
+        )  # fmt: skip
+        torch.testing.assert_close(supernet(x, certain), discrete(x), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(supernet(x), discrete(x), atol=1e-2)
 
 
 def test_logits_of_the_architecture_start_as_in_the_paper():

@@ -118,17 +118,19 @@ def test_multiply_adds_are_those_of_table_1(kind, kwargs, gmacs):
 
 
 def test_the_published_code_computes_what_its_authors_network_does():
+    """Values by flat index in the authors' axes, x y z; ours are z y x."""
     network = DiNTSNet(1, 3, strides=CUBES, keep_unused=True).eval()
     assert len(network.state_dict()) == 502
     with torch.no_grad():
         for name, p in network.named_parameters():
             if p.ndim > 1:
                 values = torch.sin(0.7 * torch.arange(p.numel(), dtype=torch.float64))
-                p.copy_((values / p[0].numel() ** 0.5).view_as(p))
+                theirs = (values / p[0].numel() ** 0.5).view(*p.shape[:2], *p.shape[:1:-1])
+                p.copy_(theirs.permute(0, 1, 4, 3, 2))
             else:
                 p.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
         x = torch.cos(0.05 * torch.arange(32**3, dtype=torch.float64)).float().view(1, 1, 32, 32, 32)
-        y = network(x)
+        y = network(x.permute(0, 1, 4, 3, 2)).permute(0, 1, 4, 3, 2)
     tolerance = {"rtol": 0, "atol": 1e-4}  # float32 sums of 97 cells in another order
     torch.testing.assert_close(y.std(), torch.tensor(0.1428052409), **tolerance)
     torch.testing.assert_close(y.mean(), torch.tensor(0.0), **tolerance)
@@ -277,7 +279,7 @@ def test_facts_about_the_published_code():
         for on, operation in zip(active, operations, strict=True)
         if on
     ]
-    assert np.bincount(chosen).tolist() == [24, 33, 14, 12, 14]
+    assert np.bincount(chosen).tolist() == [24, 33, 14, 12, 14]  # as many of 2 as of 4, which exchange their roles
     assert CVPR_CODE.num_edges == 97
     assert (CVPR_CODE.nodes()[0], CVPR_CODE.nodes()[-1]) == ([1, 1, 1, 0], [1, 0, 1, 1])
     assert len(OPERATIONS[3]) == 5

@@ -6,9 +6,10 @@ import pytest
 from dints.small import random_code
 from report.folders import STRIDES, Model, three_cases, write_json
 
-from nnunet_ext.dints.architecture_code import CodeFile
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.dints.report import search_section, section
 from nnunet_ext.report.model_folder import read_model_folder
+from nnunet_ext.report.parts import MISSING
 
 CODE = random_code(3, layers=4)
 NETWORK = {
@@ -17,8 +18,11 @@ NETWORK = {
 }
 
 
-def trained(root, architecture=NETWORK):
+def trained(root, architecture=NETWORK, **options):
     model = Model(root, "DiNTSTrainer", architecture=architecture)
+    plans = json.loads((model.path / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["nnunet_ext"] = options
+    write_json(model.path / "plans.json", plans)
     folder = model.fold(0, three_cases())
     write_json(folder / "dints_history.json", [{"epoch": 0, "train_loss": 1.0}])
     return read_model_folder(model.path)
@@ -27,7 +31,7 @@ def trained(root, architecture=NETWORK):
 def row(epoch, **values):
     return {
         "epoch": epoch, "iterations": 4 * epoch, "L_alpha": 0.3, "L_eta": 0.006, "L_tp": 12.5, "memory_ratio": 0.45,
-        "sigma": 0.2, "G": 5 - epoch, "active_edges": 17, "dice": 0.4, "discrete_dice": 0.25 if epoch > 1 else None,
+        "sigma": 0.2, "G": 5 - epoch, "active_edges": 17, "dice": 0.4, "memory_ratio_of_code": 0.21,
         **values,
     }  # fmt: skip
 
@@ -38,7 +42,8 @@ def searched(root, rows, code=CODE):
     write_json(folder / "dints_search_history.json", rows)
     if code is not None:
         probabilities = [[0.5] * 7] * 4
-        CodeFile(code, meta={"edge_probabilities": probabilities}).write(folder / "architecture.json")
+        meta = {"edge_probabilities": probabilities, "memory_ratio_of_code": 0.2123}
+        CodeFile(code, meta=meta).write(folder / "architecture.json")
     return read_model_folder(model.path), folder
 
 
@@ -49,11 +54,17 @@ def table(made, title):
 
 def test_a_model_shows_its_topology(tmp_path):
     made = section(trained(tmp_path))
-    assert "as a search or the user put it there" in made.text[0]
+    assert "do not say where it comes from" in made.text[0]
     assert made.pictures[0].alt.count("layer ") == 4
     facts = table(made, "Edges by operation")
     assert (facts["active edges"], facts["layers"], facts["scales"]) == (str(CODE.num_edges), "4", "3")
     assert sum(int(facts[name]) for name in list(facts)[4:9]) == CODE.num_edges
+
+
+def test_a_searched_topology_tells_its_search(tmp_path):
+    meta = {"dataset": "Dataset004_Hippocampus", "fold": 0, "sigma": 0.5, "iterations": 9, "seed": 1}
+    made = section(trained(tmp_path, code_origin=CodeFile(CODE, meta=meta).origin()))
+    assert "searched on Dataset004_Hippocampus, fold 0, with a budget of sigma 0.5" in made.text[0]
 
 
 def test_stock_plans_show_the_published_topology(tmp_path):
@@ -79,7 +90,17 @@ def test_a_search_shows_curves_and_code(tmp_path):
         f"Fold 0: what the search found ({CODE.num_edges} active edges)",
     ]
     last = table(made, "At the end")
-    assert (last["memory ratio"], last["G"], last["Dice, discrete"]) == ("0.4500", "2", "0.2500")
+    assert (last["sigma"], last["expected"], last["of the code"], last["G"]) == ("0.2000", "0.4500", "0.2100", "2")
+    facts = table(made, "Edges by operation")
+    assert facts["memory ratio"] == "0.2123" and facts["MB kept"] == "1,990"
+
+
+def test_a_search_of_before_the_ratio_of_the_code_was_written_is_shown(tmp_path):
+    rows = [row(epoch) for epoch in range(3)]
+    for each in rows:
+        del each["memory_ratio_of_code"]
+    model, _ = searched(tmp_path, rows)
+    assert table(search_section(model), "At the end")["of the code"] == MISSING
 
 
 def test_damaged_rows_and_codes_become_notes(tmp_path):

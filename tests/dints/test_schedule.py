@@ -6,60 +6,84 @@ from datetime import timedelta
 import pytest
 
 from nnunet_ext.dints.halves import PairedBatches, finish, kept_halves, split_in_halves
-from nnunet_ext.dints.options import DiNTSOptions
-from nnunet_ext.dints.schedule import JOINT_COST, Pace, SearchSchedule
+from nnunet_ext.dints.options import DiNTSSearchOptions
+from nnunet_ext.dints.schedule import Pace, SearchSchedule
 from nnunet_ext.errors import ConfigurationError
 
 
 def schedule(**options):
-    small = {
-        "search_warmup_iterations": 3,
-        "search_weight_iterations": 2,
-        "search_joint_iterations": 8,
-        "search_halve_every": 4,
-        "search_batch_size": 8,
-    }
-    return SearchSchedule(DiNTSOptions.from_plans({**small, **options}))
+    small = {"num_epochs": 6, "weight_epochs": 2, "num_iterations_per_epoch": 2, "warmup_iterations": 3,
+             "halve_every": 4}  # fmt: skip
+    return SearchSchedule(DiNTSSearchOptions.from_plans({**small, **options}), batch_size=8)
 
 
 def test_the_architecture_moves_after_the_weights_have_learned():
     plan = schedule()
-    assert [plan.is_joint(k) for k in range(7)] == [False] * 5 + [True] * 2
-    assert [plan.ramp(k) for k in range(14)] == pytest.approx([0] * 5 + [k / 8 for k in range(1, 9)] + [1])
-    assert plan.epochs(4) == 4 and plan.epochs(13) == 1
+    assert [plan.is_joint(k) for k in range(6)] == [False] * 4 + [True] * 2
+    assert [plan.ramp(k) for k in range(13)] == pytest.approx([0] * 4 + [k / 8 for k in range(1, 9)] + [1])
 
 
-def test_the_rate_warms_up_from_that_of_one_patch():
-    rates = [schedule().rate(k) for k in range(13)]
-    assert rates == pytest.approx([0.025, 0.025 + 0.175 / 3, 0.025 + 0.35 / 3] + [0.2] * 4 + [0.1] * 4 + [0.05] * 2)
+def test_the_rate_warms_up_from_an_eighth():
+    rates = [schedule().rate(k) for k in range(12)]
+    assert rates == pytest.approx([0.025, 0.025 + 0.175 / 3, 0.025 + 0.35 / 3] + [0.2] * 4 + [0.1] * 4 + [0.05])
+    one = SearchSchedule(DiNTSSearchOptions(), batch_size=1)
+    assert (one.rate(0), one.rate(1000)) == (0.025 / 8, 0.025)
+
+
+def test_the_defaults_are_the_papers():
+    plan = SearchSchedule(DiNTSSearchOptions(), batch_size=8)
+    assert [plan.rate(k) for k in (0, 1000, 8999, 9000, 17000)] == pytest.approx([0.025, 0.2, 0.2, 0.1, 0.05])
+    assert [plan.is_joint(k) for k in (10_999, 11_000)] == [False, True]
+    assert (plan.ramp(10_999), plan.ramp(11_000), plan.ramp(20_999)) == (0, 1e-4, 1)
 
 
 def test_the_search_says_what_it_will_do():
-    assert schedule(sigma=0.5).text(4, (16, 32, 32)) == (
-        "Search of 4 epochs: the architecture moves from iteration 5 of 13 on, budget sigma 0.5. Patch [16, 32, 32], "
-        "batch 8."
+    assert schedule(sigma=0.5).text() == (
+        "Search of 6 epochs: the architecture moves from epoch 2 on, budget sigma 0.5."
     )
 
 
-def test_the_time_left_counts_iterations_of_each_kind_at_their_own_pace():
-    plan = schedule()
-    assert plan.seconds_left(2, 13, {False: 1.0, True: 10.0}) == 3 * 1 + 8 * 10
-    assert plan.seconds_left(7, 13, {False: 1.0, True: 10.0}) == 6 * 10
-    assert plan.seconds_left(2, 13, {False: 1.0}) == 3 + 8 * JOINT_COST
-    assert plan.seconds_left(2, 13, {True: 5.0}) == pytest.approx(3 * 5 / JOINT_COST + 8 * 5)
+class Clock:
+    """Seconds that pass as a test says."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
 
 
-def test_the_pace_is_that_of_the_last_epoch_of_each_kind(monkeypatch):
-    now = iter([0.0, 8.0, 10.0, 40.0])
-    monkeypatch.setattr("nnunet_ext.dints.schedule.monotonic", lambda: next(now))
-    pace = Pace(schedule())
-    pace.start(0)
-    pace.stop(4)
-    assert pace.seconds == {False: 2.0}
-    pace.start(4)
-    pace.stop(10)  # ends in the joint phase
-    assert pace.seconds == {False: 2.0, True: 5.0}
-    assert pace.left(10, 13) == timedelta(seconds=15)
+@pytest.mark.parametrize("tried", [True, False])
+def test_the_time_left_is_right_in_both_phases(tried):
+    """2 s an iteration, 3 s with the architecture, 10 s of validation an epoch; jitter of a tenth in each epoch."""
+    clock = Clock()
+    plan = schedule(num_epochs=10, weight_epochs=5, num_iterations_per_epoch=4)
+    pace, jitter = Pace(plan, clock), [1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 0.9, 1.1, 1.0, 0.95]
+    calls = [7.0, 1.0]  # the first is slower, and neither belongs to the epoch
+
+    def step():
+        clock.now += calls.pop(0)
+
+    costs = [(10 + 4 * (2 if epoch < 5 else 3)) * jitter[epoch] for epoch in range(10)]
+    for epoch in range(10):
+        pace.start(4 * epoch)
+        if epoch == 0 and tried:
+            pace.try_step(step)
+        clock.now += costs[epoch]
+        pace.stop(4 * (epoch + 1))
+        found, true = pace.left(4 * (epoch + 1)).total_seconds(), sum(costs[epoch + 1 :])
+        if tried or epoch >= 5:
+            assert found == pytest.approx(true, rel=0.15, abs=1), epoch
+    if not tried:
+        assert pace.step is None
+
+
+def test_a_search_that_is_continued_in_its_second_phase_knows_the_time_left():
+    clock = Clock()
+    pace = Pace(schedule(), clock)
+    pace.start(6)
+    clock.now += 8.0
+    pace.stop(8)
+    assert pace.left(8) == timedelta(seconds=16)
 
 
 # halves of the cases
@@ -83,14 +107,30 @@ def test_halves_stay_what_they_were_where_a_search_goes_on(tmp_path):
     assert kept_halves(path, keys, 1, continued=True, write=True) == (["d"], ["a", "b", "c"])
     assert kept_halves(path, keys, 1, continued=False, write=False) == made
     assert json.loads(path.read_text())["train1"] == ["d"], "other ranks write nothing"
-    assert kept_halves(path, [*keys, "e"], 1, continued=True, write=False) == split_in_halves([*keys, "e"], 1)
+
+
+def test_cases_stay_in_their_half_where_the_fold_has_changed(tmp_path):
+    path, lines = tmp_path / "search_halves.json", []
+    path.write_text(json.dumps({"train1": ["a", "b", "c"], "train2": ["d"]}))
+    kwargs = {"continued": True, "write": True, "say": lines.append}
+    assert kept_halves(path, ["a", "c", "d", "e", "f"], 1, **kwargs) == (["a", "c", "f"], ["d", "e"])
+    assert json.loads(path.read_text()) == {"train1": ["a", "c", "f"], "train2": ["d", "e"]}
+    assert len(lines) == 1 and "2 are new, 1 are gone" in lines[0]
+    assert kept_halves(path, ["a", "c", "d", "e", "f"], 1, **kwargs)[0] == ["a", "c", "f"]
+    assert len(lines) == 1, "nothing has changed since"
 
 
 def test_the_second_batch_comes_only_when_the_architecture_moves():
     joint = iter([False, True])
-    pairs = PairedBatches(iter([{"data": 1}, {"data": 2}]), iter([{"data": 10}]), lambda: next(joint))
-    assert next(pairs) == {"data": 1}
-    assert next(pairs) == {"data": 2, "architecture": {"data": 10}}
+    made = []
+
+    def second():
+        made.append(1)
+        return iter([{"data": 10}])
+
+    pairs = PairedBatches(iter([{"data": 1}, {"data": 2}]), second, lambda: next(joint))
+    assert next(pairs) == {"data": 1} and made == []
+    assert next(pairs) == {"data": 2, "architecture": {"data": 10}} and made == [1]
 
 
 def test_loaders_with_workers_are_ended():
@@ -101,6 +141,9 @@ def test_loaders_with_workers_are_ended():
             self.ended += 1
 
     one, two = Workers(), Workers()
-    PairedBatches(one, two, lambda: True).finish()
+    pairs = PairedBatches(one, lambda: two, lambda: True)
+    pairs.architecture = two
+    pairs.finish()
+    PairedBatches(one, lambda: two, lambda: True).finish()  # the second was never made
     finish(iter([]))
-    assert (one.ended, two.ended) == (1, 1)
+    assert (one.ended, two.ended) == (2, 1)

@@ -2,6 +2,7 @@
 
 import pytest
 from dints.small import random_code
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE
@@ -65,7 +66,7 @@ def test_the_histogram_counts_active_edges():
 def test_search_curves_show_what_the_rows_say():
     rows = [
         {"epoch": e, "L_alpha": 0.4 - 0.1 * e, "L_eta": 0.2, "L_tp": 8.0 / (1 + e), "memory_ratio": 0.5 - 0.1 * e,
-         "sigma": 0.2, "G": 3 - e, "dice": 0.1 * e, "discrete_dice": None if e < 2 else 0.05}
+         "sigma": 0.2, "G": 3 - e, "dice": 0.1 * e, "memory_ratio_of_code": None if e < 2 else 0.21}
         for e in range(4)
     ]  # fmt: skip
     figure = search_figure({"0": rows}, joint_from=2)
@@ -75,4 +76,14 @@ def test_search_curves_show_what_the_rows_say():
     assert lines["expected"] == [row["memory_ratio"] for row in rows]
     assert lines["budget sigma"] == [0.2, 0.2]
     assert lines["changed to be feasible"] == [3, 2, 1, 0]
-    assert lines["its code alone"] == [0.05, 0.05]
+    assert lines["of the code"] == [0.21, 0.21]
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(2, 1), (2, 3), (3, 4), (4, 12)])
+def test_the_legend_is_not_cut_off(depth, layers):
+    code = random_code(depth, layers=layers)
+    rows = [[0.5] * len(edges(depth))] * layers
+    figure = topology_figure(edges(depth), code.active, names(code), ["1/8"] * depth, rows)
+    FigureCanvasAgg(figure).draw()
+    legend, page = figure.axes[0].get_legend().get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0 and legend.x1 <= page.x1 and page.y0 <= legend.y0

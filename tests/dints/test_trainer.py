@@ -8,22 +8,19 @@ from dints.small import random_code
 from end_to_end.stock import shrink
 
 from nnunet_ext.dints.architecture_code import CVPR_CODE
+from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.dints.schedule import stepped_rate
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 
 CODE = random_code(2, layers=3)
 SEARCH = {
+    "num_epochs": 3,
+    "weight_epochs": 1,
     "num_iterations_per_epoch": 4,
     "num_val_iterations_per_epoch": 2,
-    "search_layers": 3,
-    "search_depths": 3,
-    "search_base_features": 2,
-    "search_batch_size": 1,
-    "search_warmup_iterations": 2,
-    "search_weight_iterations": 2,
-    "search_joint_iterations": 8,
-    "search_architecture_lr": 0.3,
+    "warmup_iterations": 2,
+    "architecture_lr": 0.3,
 }
 
 
@@ -38,8 +35,9 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     def planned(self, tmp_path_factory):
         """A data set planned by the planner and searched on fold 0; `tiny` plans then hold the code that was found."""
         workspace = self.plan_dataset(tmp_path_factory.mktemp(self.trainer))
-        plans = shrink(workspace.plans(self.plans), SEARCH, {})
-        workspace.write_plans(plans, "SearchPlans")
+        workspace.run("nnUNetv2_plan_experiment", "-d", 7, "-pl", "DiNTSSearchPlanner")
+        small = {"num_layers": 3, "num_depths": 3, "base_features": 2}
+        workspace.write_plans(shrink(workspace.plans("DiNTSSearchPlans"), SEARCH, small), "SearchPlans")
         workspace.train("3d_fullres", 0, "-tr", "DiNTSSearchTrainer", "-p", "SearchPlans")
         fold = workspace.model("DiNTSSearchTrainer", "SearchPlans", "3d_fullres") / "fold_0"
         code = fold / "architecture.json"
@@ -47,6 +45,7 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
             "nnunet_ext", "plan", 7, "--method", "dints", "--code", code, "--name", "DiNTSPlans_searched"
         ).stdout
         assert "From DiNTSPlans:" in said and "-tr DiNTSTrainer -p DiNTSPlans_searched" in said
+        assert "a training step keeps" in said and "planned were" in said
         return workspace
 
     def tiny(self, workspace, name="TinyPlans", **options):
@@ -67,7 +66,7 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer = self.build()
         trainer.initialize()
         assert trainer.network.code == CODE
-        assert "no searched architecture" not in self.log(trainer)
+        assert "of which they do not say where it comes from" in self.log(trainer)
 
     def test_stock_plans_train_the_published_code_and_say_so(self, workspace):
         plans = self.handmade()
@@ -75,7 +74,20 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer = self.build(plans)
         trainer.initialize()
         assert trainer.network.code == CVPR_CODE
-        assert "no searched architecture: this trains the code that the authors" in self.log(trainer)
+        assert "no searched architecture: this is the code that the authors" in self.log(trainer)
+
+    def test_plans_of_a_search_are_refused_with_what_to_do(self, workspace):
+        plans = self.handmade()
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["network_class_name"] = "nnunet_ext.dints.network.DiNTSSearchNet"
+        with pytest.raises(ConfigurationError, match="those of DiNTS search .*-pl DiNTSPlanner"):
+            self.build(plans)
+
+    def test_the_log_tells_where_the_code_comes_from(self, workspace):
+        meta = {"dataset": "Dataset004_Hippocampus", "fold": 1, "sigma": 0.5, "iterations": 9, "seed": 1}
+        trainer = self.build(self.handmade(code_origin=CodeFile(CODE, meta=meta).origin()))
+        trainer.initialize()
+        assert "searched on Dataset004_Hippocampus, fold 1, with a budget of sigma 0.5" in self.log(trainer)
 
     def test_one_code_for_all_folds(self, workspace):
         trainer = self.build()
@@ -105,9 +117,7 @@ class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         [
             ({"schedule": "cosine"}, "one of poly, steps"),
             ({"momentum": 0.0}, "nesterov=false"),
-            ({"search_patch_size": [16, 0, 16]}, "positive integers"),
-            ({"sigma": 1.5}, "'sigma' must be from 0 to 1"),
-            ({"search_depths": 6}, "'search_depths' must be from 2 to 5"),
+            ({"halve_every": 0}, "'halve_every' must be at least 1"),
         ],
     )
     def test_bad_options_are_refused(self, workspace, options, message):

@@ -73,6 +73,7 @@ def networks(name):
     kwargs = {
         "e2enet": {"strides": STRIDES, "base_features": 6, "sparsity": 0.7},
         "dints": {"strides": STRIDES, "base_features": 3, **random_code(2, layers=2).settings()},
+        "dints_search": {"strides": STRIDES, "num_layers": 2, "num_depths": 2, "base_features": 3},
         "med_danet": med_danet_kwargs(STRIDES),
         "med_tuning": {"strides": STRIDES, "patch_size": [8, 32, 32], **TINY_VIT},
     }[name]
