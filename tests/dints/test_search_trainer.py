@@ -389,6 +389,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
 def test_the_second_loader_gets_half_of_the_workers(given, inside, monkeypatch):
     from nnunet_ext.trainers.dints_search import _fewer_workers
 
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)  # nnU-Net takes no more
     if given is None:
         monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
         inside = str((get_allowed_n_proc_DA() + 1) // 2)
