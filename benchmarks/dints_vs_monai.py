@@ -23,36 +23,35 @@ import numpy as np
 import torch
 from monai.networks.nets.dints import DiNTS, TopologySearch
 
+from nnunet_ext.dints.architecture_step import ArchitectureOptimizer
 from nnunet_ext.dints.discretize import decode
-from nnunet_ext.dints.memory_budget import edge_memory
 from nnunet_ext.dints.monai_names import from_monai
 from nnunet_ext.dints.network import DiNTSSearchNet
-from nnunet_ext.dints.relaxation import regularisers, relax
+from nnunet_ext.dints.options import DiNTSSearchOptions
+from nnunet_ext.dints.relaxation import relax
 
 SIGMA, LAMBDA = 0.8, 0.001
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 4
 
 
 class Ours:
-    """Steps as DiNTSSearchTrainer makes them, without AMP."""
+    """Steps as DiNTSSearchTrainer makes them, without AMP; that of the architecture is the package's own."""
 
     def __init__(self, width, patch):
         self.net = DiNTSSearchNet(1, 3, strides=STRIDES, base_features=width)
-        self.logits = [self.net.log_alpha_a, self.net.log_alpha_c]
         self.weights = [p for p in self.net.parameters() if p.requires_grad]
-        self.table = torch.tensor(edge_memory(self.net.structure, patch))
+        options = DiNTSSearchOptions.from_plans({"sigma": SIGMA, "topology_weight": LAMBDA})
+        self.architecture = ArchitectureOptimizer(self.net, patch, options)
         self.sgd = torch.optim.SGD(self.weights, 0.025, momentum=0.9, weight_decay=4e-5)
-        self.adam = torch.optim.Adam(self.logits, 0.008)
 
     def weight_loss(self, x, y):
         return torch.nn.functional.cross_entropy(self.net(x), y)
 
     def architecture_loss(self, x, y):
-        for logits in self.logits:
-            logits.requires_grad_(True)
-        relaxed = relax(*self.logits)
+        logits = [p.detach().requires_grad_() for p in self.architecture.logits]
+        relaxed = relax(*logits)
         segmentation = torch.nn.functional.cross_entropy(self.net(x, relaxed), y)
-        return segmentation + regularisers(relaxed, self.table, SIGMA).total(1.0, LAMBDA)
+        return segmentation + self.architecture.regularisers(relaxed).total(1.0, LAMBDA)
 
     def weight_step(self, x, y):
         self.sgd.zero_grad(set_to_none=True)
@@ -60,12 +59,7 @@ class Ours:
         self.sgd.step()
 
     def architecture_step(self, x, y):
-        gradients = torch.autograd.grad(self.architecture_loss(x, y), self.logits)
-        for logits, gradient in zip(self.logits, gradients, strict=True):
-            logits.requires_grad_(False)
-            logits.grad = gradient
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.architecture.step(x, y, torch.nn.functional.cross_entropy, 1.0)
 
 
 class Theirs:
@@ -91,11 +85,15 @@ class Theirs:
 
     def weight_loss(self, x, y):
         self._freeze(logits=True)
-        return torch.nn.functional.cross_entropy(self.net(x), y)
+        return self._segmentation(x, y)
+
+    def _segmentation(self, x, y):
+        """MONAI's axes are x, y, z."""
+        return torch.nn.functional.cross_entropy(self.net(x.permute(0, 1, 4, 3, 2)), y.permute(0, 3, 2, 1))
 
     def architecture_loss(self, x, y):
         self._freeze(logits=False)
-        segmentation = torch.nn.functional.cross_entropy(self.net(x), y)
+        segmentation = self._segmentation(x, y)
         probability, _ = self.space.get_prob_a(child=True)
         cell_prob = torch.softmax(self.space.log_alpha_c, -1)
         entropy_alpha = -(cell_prob * torch.log(cell_prob)).mean()

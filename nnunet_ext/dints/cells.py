@@ -183,6 +183,9 @@ class Stem(nn.Module):
         if self.conv_2 is None or self.norm_2 is None:
             return self.norm_1(self.conv_1(image))
 
+        if not torch.is_grad_enabled():
+            return self.norm_2(self.conv_2(F.relu(self.norm_1(self.conv_1(image)))))
+
         def before(image: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
             x = _CONVOLVE[image.ndim - 2](image, weight, padding=1)
             return F.relu(normed(self.norm_1, x, scale, shift))

@@ -44,6 +44,21 @@ def test_any_patch_is_padded_and_cropped_back(size, channels):
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("size", "padded"),
+    [
+        ((1, 1, 1), (16, 32, 32)),
+        ((16, 16, 32), (16, 32, 32)),
+        ((5, 5, 40), (16, 32, 48)),
+        ((16, 32, 32), (16, 32, 32)),
+        ((17, 33, 16), (32, 48, 16)),
+    ],
+)
+def test_four_voxels_at_least_are_left_at_the_coarsest_scale(size, padded):
+    """InstanceNorm of two would be the sign of their difference."""
+    assert DiNTSNet(1, 2, strides=CUBES, base_features=2).structure.padded_size(size) == list(padded)
+
+
 def test_padding_is_what_a_padded_image_gives():
     network = DiNTSNet(1, 2, strides=CUBES, base_features=2, **random_code(layers=2).settings()).eval()
     x = image(18, 30, 33)

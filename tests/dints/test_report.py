@@ -92,7 +92,7 @@ def test_a_search_shows_curves_and_code(tmp_path):
     last = table(made, "At the end")
     assert (last["sigma"], last["expected"], last["of the code"], last["G"]) == ("0.2000", "0.4500", "0.2100", "2")
     facts = table(made, "Edges by operation")
-    assert facts["memory ratio"] == "0.2123" and facts["MB kept"] == "1,990"
+    assert facts["memory ratio"] == "0.2123" and facts["MB kept"] == "1,257"
 
 
 def test_a_search_of_before_the_ratio_of_the_code_was_written_is_shown(tmp_path):

@@ -1,6 +1,7 @@
 """DiNTSSearchTrainer keeps the trainer contract as far as it fits; what only a search does is tested here too."""
 
 import json
+import os
 import random
 from copy import deepcopy
 
@@ -11,6 +12,7 @@ from contract.trainer import LABELS, STRIDES, TrainerContract, assert_equal, che
 from dints.equation_11 import equation_11
 from dints.small import preprocess_cases
 from end_to_end.stock import Workspace, handmade_plans, shrink, stock_architecture
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.costs.complexity import count_flops
 from nnunet_ext.demo.phantoms import generate_case
@@ -381,6 +383,22 @@ class TestDiNTSSearchTrainer(TrainerContract):
         trainer.perform_actual_validation()
         assert "its result is the code in architecture.json" in self.log_of(trainer)
         assert not (workspace.model_fold(trainer) / "validation").exists()
+
+
+@pytest.mark.parametrize(("given", "inside"), [("6", "3"), ("1", "1"), ("0", "0"), (None, None)])
+def test_the_second_loader_gets_half_of_the_workers(given, inside, monkeypatch):
+    from nnunet_ext.trainers.dints_search import _fewer_workers
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)  # nnU-Net takes no more
+    if given is None:
+        monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+        inside = str((get_allowed_n_proc_DA() + 1) // 2)
+    else:
+        monkeypatch.setenv("nnUNet_n_proc_DA", given)
+    with pytest.raises(Stopped), _fewer_workers():
+        assert os.environ["nnUNet_n_proc_DA"] == inside
+        raise Stopped
+    assert os.environ.get("nnUNet_n_proc_DA") == given
 
 
 def search(sigma, seed):
