@@ -94,7 +94,8 @@ class _Sums:
         where = (rows if deep else inside, *tile[2:])
         for first in range(0, len(logits), TOGETHER):  # torch converts float16 and float32 as a whole before it adds
             heads = slice(first, first + TOGETHER)
-            self.logits[(heads, *where)] += logits[heads]
+            here = (heads, *where)
+            self.logits[here] += logits[heads]
         self.weights[where] += weights
 
     def _make_room(self, rows: int) -> None:
