@@ -21,6 +21,7 @@ from nnunet_ext.layers.compiling import fall_back_to_eager
 from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.methods import METHODS, method_of
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
+from nnunet_ext.prediction.memory import keep_freed_memory
 from nnunet_ext.trainers.checks import check_other_folds, check_patch, check_preprocessed
 from nnunet_ext.trainers.resumable import ResumableTrainer
 
@@ -173,6 +174,8 @@ class ExtTrainer(ResumableTrainer):
     def initialize(self) -> None:
         """nnU-Net's, with seeded weights; random numbers of the rest are as if nothing had been drawn."""
         check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

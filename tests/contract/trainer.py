@@ -173,6 +173,12 @@ class TrainerContract(OnRequest):
         assert [row["epoch"] for row in rows] == [0]
         assert np.isfinite(rows[0]["train_loss"])
 
+    def test_a_training_on_a_cpu_keeps_the_memory_it_frees(self, workspace, monkeypatch):
+        asked = []
+        monkeypatch.setattr("nnunet_ext.trainers.base.keep_freed_memory", lambda: asked.append(True))
+        self.build().initialize()
+        assert asked == [True]
+
     def test_the_seed_decides_the_initial_weights(self, workspace):
         def weights(**options):
             trainer = self.build(self.handmade(**options))
