@@ -108,7 +108,7 @@ def decode(logits_a: Array, logits_c: Array, floor: float = 0.0) -> Decoded:
 
 
 def decode_in_budget(logits_a: Array, logits_c: Array, memory: Array, sigma: float) -> Decoded:
-    """The most probable feasible code that meets the memory budget, within a hundredth where there is such a code.
+    """The most probable feasible code that meets the memory budget, within 0.02 where there is such a code.
 
     Where there is none, as in spaces of few layers, it is the code with the ratio next to `sigma`.
 
