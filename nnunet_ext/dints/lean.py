@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nnunet_ext.layers.convolutions import convolution_gradients
+from nnunet_ext.layers.precision import same_autocast
+
 
 def lean_convolution(conv: Any, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """`conv(before(*inputs))` of which a training step keeps `inputs` only.
@@ -31,11 +34,7 @@ class _LeanConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, conv: nn.Conv3d, before: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, *inputs: Tensor
     ) -> Tensor:
-        ctx.conv, ctx.before, ctx.has_bias = conv, before, bias is not None
-        kind = weight.device.type
-        ctx.cast = None
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            ctx.cast = kind, torch.get_autocast_dtype(kind)
+        ctx.conv, ctx.before, ctx.autocast = conv, before, same_autocast(weight.device)
         ctx.save_for_backward(weight, *inputs)
         return conv(before(*inputs))
 
@@ -45,19 +44,12 @@ class _LeanConvolution(torch.autograd.Function):
         weight, *saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(saved, needed, strict=True)]
-        kind, dtype = ctx.cast or (weight.device.type, None)
-        with torch.enable_grad(), torch.autocast(kind, dtype=dtype, enabled=ctx.cast is not None):
+        with torch.enable_grad(), ctx.autocast():
             again = ctx.before(*inputs)
-        conv = ctx.conv
-        # As autocast gave them to the convolution, whose result has the type of the gradient.
-        of_input, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            gradient, again.detach().to(gradient.dtype), weight.to(gradient.dtype),
-            [weight.shape[0]] if ctx.has_bias else None, conv.stride, conv.padding, conv.dilation, False,
-            [0] * len(conv.stride), conv.groups,
-            [again.requires_grad, ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]],
-        )  # fmt: skip
+        wanted_of_conv = [again.requires_grad, *ctx.needs_input_grad[2:4]]
+        of_input, of_weight, of_bias = convolution_gradients(ctx.conv, gradient, again.detach(), weight, wanted_of_conv)
         of_inputs: list[Tensor | None] = [None] * len(inputs)
-        if again.requires_grad:
+        if of_input is not None:
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             found = iter(torch.autograd.grad(again, wanted, of_input.to(again.dtype)))
             of_inputs = [next(found) if tensor.requires_grad else None for tensor in inputs]

@@ -23,6 +23,7 @@ from torch.nn.modules import module as torch_modules
 
 from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
 from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d
+from nnunet_ext.layers.convolutions import convolution_gradients
 from nnunet_ext.layers.precision import same_autocast
 
 Shifts = list[tuple[int, int]]
@@ -162,15 +163,13 @@ class _Convolution(torch.autograd.Function):
         sparse = isinstance(conv, KernelSlots)
         weight = conv.dense_weight(stored) if sparse else stored
         flows_back = any(ctx.needs_input_grad[5:])
-        gx, gw, gb = torch.ops.aten.convolution_backward(
-            grad, x.to(grad.dtype), weight.to(grad.dtype), None if conv.bias is None else [conv.out_channels],
-            conv.stride, conv.padding, conv.dilation, False, [0, 0, 0], 1, [flows_back, *ctx.needs_input_grad[3:5]],
-        )  # fmt: skip
+        gx, gw, gb = convolution_gradients(conv, grad, x, weight, [flows_back, *ctx.needs_input_grad[3:5]])
         del x, weight
         if gw is not None and sparse:
             gw = gw.flatten(0, 1).index_select(0, conv.index)
         if not flows_back:
             return None, None, None, gw, gb, *(None for _ in ctx.needs_input_grad[5:])
+        assert gx is not None
         parts = split_shifted(gx, ctx.channels, reading.shifts, reading.axis)
         del gx
         of_sources, of_parameters = [], []

@@ -136,7 +136,7 @@ def find_cases(model: Any, args: argparse.Namespace) -> list[Any]:
 
     from nnunet_ext.prediction.pipeline import Case
 
-    ending, channels = model.ending, len(model.dataset.get("channel_names", model.dataset.get("modality", ())))
+    ending, channels = model.ending, len(model.channel_names)
     names = _images_of(model, args)
     identifiers = get_identifiers_from_splitted_dataset_folder(str(args.i), ending)
     found = [create_paths_fn(str(args.i), names, ending, identifier) for identifier in identifiers]

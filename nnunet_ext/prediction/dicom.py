@@ -38,10 +38,10 @@ def find_dicom(model: Model, folder: Path, segments: bool) -> Found:
         ConfigurationError: the packages are not installed, the model cannot take series, or there is none to predict.
     """
     check_installed(f"{folder} holds DICOM files, and reading them")
-    names = list(model.dataset.get("channel_names", model.dataset.get("modality", {})).values())
+    names = model.channel_names
     if len(names) != 1:
         raise ConfigurationError(
-            f"{folder} holds DICOM files, and this model takes {len(names)} channels ({', '.join(map(str, names))}), "
+            f"{folder} holds DICOM files, and this model takes {len(names)} channels ({', '.join(names)}), "
             "which would have to be on one grid. Convert and register them first, and give files "
             f"CASE_0000{model.ending} to CASE_{len(names) - 1:04d}{model.ending}."
         )
@@ -79,8 +79,7 @@ def describe(found: Found, model: Model) -> str:
 
 def _of_other_modalities(found: Found, model: Model) -> list[str]:
     """Where the model's channel is called CT, as nnU-Net's normalisation wants it, series of others stand out."""
-    channel = str(next(iter(model.dataset.get("channel_names", model.dataset.get("modality", {})).values())))
-    if channel.upper() != "CT":
+    if model.channel_names[0].upper() != "CT":
         return []
     others = {name: series.modality for name, series in found.series.items() if series.modality != "CT"}
     return [f"Careful: this model's channel is CT, and {name} is {modality}." for name, modality in others.items()]

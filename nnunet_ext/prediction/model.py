@@ -35,6 +35,11 @@ class Model:
         """Of the files with images and label maps, such as ".nii.gz"."""
         return self.dataset["file_ending"]
 
+    @property
+    def channel_names(self) -> list[str]:
+        """Of the images, such as "CT", in the order of their files."""
+        return [str(name) for name in self.dataset.get("channel_names", self.dataset.get("modality", {})).values()]
+
 
 def load_model(folder: Path, folds: Sequence[int | str], checkpoint: str) -> Model:
     """Builds the networks as nnU-Net's predictor does, and loads their weights strictly.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nnunet_ext.prediction.memory import give_back
 
 BATCH = 16  # tiles of a 2d configuration that the network gets together
+GIVE_BACK = 8  # passes of the network, of which each would get its memory anew from the system
 TOGETHER = 8  # rows that are handed on at once, and heads that are added at once
 
 
@@ -50,7 +51,7 @@ class LogitRows:
             patch = tuple(self.configuration_manager.patch_size)
             gaussian = compute_gaussian(patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=device)
         sums = _Sums(self.label_manager.num_segmentation_heads, data.shape[1:], device)
-        batches = self.batches(slicers)
+        batches, given_back = self.batches(slicers), 0
         with tqdm(total=len(slicers), disable=not self.allow_tqdm) as progress:
             for number, tiles in enumerate(batches):
                 x = torch.stack([data[tile] for tile in tiles]).to(self.device)
@@ -64,7 +65,9 @@ class LogitRows:
                 after = _first_row(batches[number + 1][0]) if number + 1 < len(batches) else data.shape[1]
                 if after > sums.start:
                     yield from sums.take(after)
-                    give_back()
+                    if number - given_back >= GIVE_BACK:
+                        give_back()
+                        given_back = number
 
     def _internal_predict_sliding_window_return_logits(
         self, data: Tensor, slicers: Sequence[Any], do_on_device: bool = True
