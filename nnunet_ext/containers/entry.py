@@ -44,34 +44,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_model(config: dict[str, Any], model: Path) -> Any:
-    """nnU-Net's predictor with the exported model."""
+    """The exported model, ready to predict."""
     from nnunet_ext.discovery.startup import install
 
     install()
     import torch
 
-    from nnunet_ext.prediction.sliding_window import row_predictor
+    from nnunet_ext.prediction import model as models
+    from nnunet_ext.prediction.memory import keep_freed_memory
+    from nnunet_ext.prediction.pipeline import How, Predictor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = row_predictor()(
-        tile_step_size=config["step_size"],
-        use_mirroring=config["mirroring"],
-        perform_everything_on_device=device.type == "cuda",
-        device=device,
-        allow_tqdm=False,
-    )
+    if device.type == "cpu":
+        keep_freed_memory()
     folds = tuple(fold if fold == "all" else int(fold) for fold in config["folds"])
-    predictor.initialize_from_trained_model_folder(str(model), folds, config["checkpoint"])
-    return predictor
+    how = How(device, config["step_size"], config["mirroring"], progress=False)
+    return Predictor(models.load_model(model, folds, config["checkpoint"]), how)
 
 
 def predict(predictor: Any, config: dict[str, Any], case: Case) -> None:
     """Writes the label map of a case, on the grid of its first image.
 
     Raises:
-        ConfigurationError: the images do not fit the model, or each other.
+        ConfigurationError: the images do not fit the model, or each other, or cannot be predicted.
     """
     import SimpleITK as sitk
+
+    from nnunet_ext.prediction import pipeline
+    from nnunet_ext.prediction.records import Records
+    from nnunet_ext.prediction.timing import Timing
 
     images = [sitk.ReadImage(str(path)) for path in case.images]
     first = images[0]
@@ -82,13 +83,20 @@ def predict(predictor: Any, config: dict[str, Any], case: Case) -> None:
             raise ConfigurationError(
                 f"{path.name} has {image.GetSize()} voxels, {case.images[0].name} {first.GetSize()}"
             )
-    ending = predictor.dataset_json["file_ending"]
+    ending = predictor.model.ending
     with tempfile.TemporaryDirectory() as work:
-        files = [os.path.join(work, f"case_{channel:04d}{ending}") for channel in range(len(images))]
+        files = [Path(work, f"case_{channel:04d}{ending}") for channel in range(len(images))]
         for image, file in zip(images, files, strict=True):
-            sitk.WriteImage(image, file)
-        predictor.predict_from_files_sequential([files], [os.path.join(work, "labels")])
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(os.path.join(work, f"labels{ending}")))
+            sitk.WriteImage(image, str(file))
+        output = Path(work, "labels")
+        records = Records(output, {})
+        records.clear()
+        failed = pipeline.predict_cases(
+            predictor, [pipeline.Case("case", tuple(files))], records, Timing(), lambda text: None
+        )
+        if failed:
+            raise ConfigurationError(failed["case"])
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"case{ending}")))
     if labels.shape != first.GetSize()[::-1]:
         raise ConfigurationError(f"the label map has the shape {labels.shape}, its image {first.GetSize()[::-1]}")
     table = np.arange(256, dtype=np.uint8)
