@@ -15,8 +15,8 @@ from skimage.transform import resize
 from torch import Tensor
 
 SMALL = 1e-12  # weights below this share of the largest one are left out: a spline's reach a sample falls 0.27-fold
-ROWS = 64  # of a matrix that are applied together
-SLAB = 2**21  # voxels that go through the first axes together
+ROWS = 32  # of a matrix that are applied together
+SLAB = 2**24  # bytes that go through the first axes together
 
 
 @lru_cache(256)
@@ -50,8 +50,10 @@ def reach(matrix: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     return int(used[0]), int(used[-1]) + 1
 
 
-def apply_matrices(x: Tensor | np.ndarray, matrices: Sequence[np.ndarray]) -> Tensor:
-    """`x [*sizes]` with a matrix `[m, n]` for each axis -> `[*ms]`, float64, with torch's threads.
+def apply_matrices(
+    x: Tensor | np.ndarray, matrices: Sequence[np.ndarray], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """`x [*sizes]` with a matrix `[m, n]` for each axis -> `[*ms]`, computed in `dtype`, with torch's threads.
 
     Axes are taken in the order that keeps the volumes between them small, and all but the last slab by slab, so that no
     second volume of the size of `x` is needed.
@@ -62,10 +64,10 @@ def apply_matrices(x: Tensor | np.ndarray, matrices: Sequence[np.ndarray]) -> Te
     others = [axis for axis in others if not is_identity(matrices[axis])]
     for axis in others:
         sizes[axis] = len(matrices[axis])
-    between = torch.empty(sizes, dtype=torch.float64, device=x.device)
-    size = max(1, SLAB * x.shape[last] // x.numel())
+    between = torch.empty(sizes, dtype=dtype, device=x.device)
+    size = max(1, SLAB // dtype.itemsize * x.shape[last] // x.numel())
     for start in range(0, x.shape[last], size):
-        slab = x.narrow(last, start, min(size, x.shape[last] - start)).double()
+        slab = x.narrow(last, start, min(size, x.shape[last] - start)).to(dtype)
         for axis in others:
             slab = _along(slab, matrices[axis], axis)
         between.narrow(last, start, slab.shape[last]).copy_(slab)

@@ -6,6 +6,7 @@ Plans name it (`resampling_fn_data`, `resampling_fn_seg`, `resampling_fn_probabi
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from scipy.ndimage import find_objects
 from torch import Tensor
 
@@ -28,8 +29,9 @@ def resample_separable(
 ) -> np.ndarray:
     """`data [C, D, H, W]` on the grid `new_shape [D', H', W']`, as nnU-Net's `resample_data_or_seg_to_shape` makes it.
 
-    Images and probabilities are computed in float64, as by nnU-Net, so that the results differ in the last bit at most;
-    a volume with NaN or infinite values is left to nnU-Net's function. Of a label map the label with the largest
+    Images in float32 are computed in float32, with a largest difference to nnU-Net's float64 of 1e-6 of their range;
+    all else in float64, so that the results differ in the last bit at most. A volume with NaN or infinite values is
+    left to nnU-Net's function. Of a label map the label with the largest
     interpolated indicator wins; where two are equal (to 1e-9) the nearest voxel's label if it is one of them, else the
     smallest.
 
@@ -58,12 +60,13 @@ def resample_separable(
 
 
 def _image(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.ndarray:
-    """One channel, float64; clipped to its range, or each slice to its own where slices are resized by themselves."""
+    """One channel, clipped to its range, or each slice to its own where slices are resized by themselves."""
     apart = tuple(axis for axis in range(3) if axis != grids.thick)
     low, high = volume.min(apart, keepdims=True), volume.max(apart, keepdims=True)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return _stock(volume, grids, order, order_z)
-    x = apply_matrices(volume, grids.in_plane(order)).numpy()
+    dtype = torch.float32 if volume.dtype == np.float32 else torch.float64
+    x = apply_matrices(volume, grids.in_plane(order), dtype).numpy()
     np.clip(x, low, high, out=x)
     return x if grids.thick is None else _through_plane(x, grids, order_z)
 
@@ -83,7 +86,7 @@ def _through_plane(x: np.ndarray, grids: Grids, order_z: int) -> np.ndarray:
         return x
     matrices = [np.eye(n) for n in x.shape]
     matrices[grids.thick] = grids.through_plane(order_z)
-    return apply_matrices(x, matrices).numpy()
+    return apply_matrices(x, matrices, torch.from_numpy(x).dtype).numpy()
 
 
 def _labels(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.ndarray:
