@@ -5,8 +5,9 @@
     python benchmarks/prediction_pipeline.py large --out benchmarks/results/prediction_117_classes.json
 
 Each measurement is a process of its own, one thread, opponents in turns; medians of ratios of process time, and of the
-largest resident memory. Images are synthetic. Logits are those of a network that is sure of its organs (balls with
-blurred borders and some noise) or of one that knows nothing (noise, the worst case). nnU-Net's functions are its own.
+largest resident memory; all keep freed memory, as `nnunet_ext predict` does. Images are synthetic. Logits are those of
+a network that is sure of its organs (balls with blurred borders and some noise) or of one that knows nothing (noise,
+the worst case). nnU-Net's functions are its own.
 
 `commands` runs whole commands on real images, resampled to a spacing that scanners have, with untrained models: the
 time does not depend on the weights. The data set must be planned and preprocessed (nnUNetPlans, E2ENetPlans), and
@@ -227,7 +228,9 @@ def export(made, opponent, logits, properties, folder):
 def in_process(part, name, opponent, folder):
     """One measurement in a process of its own."""
     words = [sys.executable, __file__, "one", part, name, opponent, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    kept = str(384 * 2**20)  # as `nnunet_ext predict` sets it
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": kept,
+                   "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # fmt: skip
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr else f"signal {-done.returncode}"}

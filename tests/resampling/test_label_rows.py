@@ -72,6 +72,19 @@ def test_boxes_that_belong_to_one_class(manager):
     assert len(np.unique(labels[:, 20:100, 20:100])) == 1 and len(np.unique(labels)) >= 4
 
 
+@pytest.mark.parametrize("classes", [256, 257, 300])
+def test_more_classes_than_a_byte_has_values(classes):
+    """Classes come in any order of their largest value, and all of them win somewhere."""
+    shape = (4, 9, 30)
+    logits = torch.randn(classes, *shape, generator=torch.Generator().manual_seed(0)).half()
+    logits.flatten(1)[torch.arange(classes), torch.randperm(logits[0].numel())[:classes]] += 50
+    grids = Grids(shape, (8, 18, 60), None)
+    resampled = stock(logits.numpy(), grids.new_shape, (1, 1, 1), (1, 1, 1), order=1)
+    labels = np.zeros(grids.new_shape, np.uint16)
+    rows_of(LabelRows(grids, 1, 0, labels), logits, 2)
+    assert np.array_equal(labels, resampled.argmax(0)) and len(np.unique(labels)) == classes
+
+
 def test_equal_logits_go_to_the_first_class():
     logits = logits_of(0, (12, 14, 16), "tied")
     grids = Grids.of((12, 14, 16), (24, 28, 32), (1, 1, 1), (0.5, 0.5, 0.5))  # weights 1/4 and 3/4 are exact
