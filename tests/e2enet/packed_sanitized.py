@@ -1,13 +1,14 @@
 """Runs the engine compiled with a sanitizer over drawn networks: `python packed_sanitized.py SANITIZER CASES [SEED]`.
 
 SANITIZER is `address,undefined`, `thread` or `none`. Each case draws strides, widths, size, depth, batch, channels,
-shifts, kernel axis, sparsity and threads. The arena is filled with NaN before the second of two passes, which must give
-the same, and the first must be the masked network's. The sanitizer's library has to be preloaded;
-`test_packed_sanitizers.py` does that in a process of its own. ATEN_CPU_CAPABILITY (avx512, avx2, default) chooses the
-vectors, CXX the compiler.
+shifts, kernel axis, sparsity, segments of the width and threads. The arena is filled with NaN before the second of two
+passes, which must give the same, and the first must be the masked network's. The sanitizer's library has to be
+preloaded; `test_packed_sanitizers.py` does that in a process of its own. ATEN_CPU_CAPABILITY (avx512, avx2, default)
+chooses the vectors, CXX the compiler.
 """
 
 import copy
+import functools
 import math
 import os
 import random
@@ -46,6 +47,12 @@ def drawn(rng):
             return kwargs, shape
 
 
+def any_divisor(rng, sizes, *_):
+    """A number of segments that the width can be cut into."""
+    narrowest = min(width for _, _, width in sizes)
+    return rng.choice([k for k in range(1, narrowest + 1) if narrowest % k == 0])
+
+
 def predicted(network, x):
     with torch.no_grad():
         return network(x)
@@ -76,6 +83,7 @@ def main():
     rng, failed = random.Random(seed), 0
     for number in range(cases):
         kwargs, shape = drawn(rng)
+        program.width_segments = functools.partial(any_divisor, rng)
         try:
             check(kwargs, shape, rng.choice((1, 2, 3, 7)))
         except AssertionError as error:

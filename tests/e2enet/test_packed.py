@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from nnunet_ext.e2enet.masked import masked_modules
 from nnunet_ext.e2enet.network import E2ENet
-from nnunet_ext.e2enet.packed import dispatch, library
+from nnunet_ext.e2enet.packed import dispatch, library, program
 from nnunet_ext.e2enet.presets import PRESETS
 
 ISOTROPIC = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -96,6 +96,48 @@ def assert_equal(network, x):
 )
 def test_logits_equal_torch(kwargs, batch, channels, size):
     assert_equal(build(channels, **kwargs), torch.randn(batch, channels, *size))
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize(
+    "kwargs, size",
+    [
+        ({"shift_size": 3}, (16, 16, 96)),
+        ({"strides": ANISOTROPIC, "kernel_size": [3, 1, 3]}, (16, 10, 96)),
+        ({"strides": ANISOTROPIC, "kernel_size": [3, 3, 1]}, (8, 96, 7)),
+        ({"strides": [[1, 1, 1], [1, 3, 1], [3, 1, 4]]}, (5, 12, 48)),
+    ],
+    ids=str,
+)
+def test_logits_do_not_depend_on_the_segments(kwargs, size, segments, monkeypatch):
+    monkeypatch.setattr(program, "width_segments", lambda *_: segments)
+    assert_equal(build(2, **kwargs), torch.randn(2, 2, *size))
+
+
+def test_reads_beyond_a_segment_stay_in_the_arena(monkeypatch):
+    monkeypatch.setattr(program, "width_segments", lambda *_: 2)
+    network = build(shift_size=3)
+    assert_equal(network, torch.randn(1, 1, 72, 16, 32))
+    made = dispatch._packs[network].program
+    first = min(volume.start for _, sources, _, _ in made._layers for volume in sources)
+    assert first >= 72 + 3  # the slice before the first one, in the segment before
+
+
+def test_segments_fill_the_vectors():
+    def chosen(size, vector, batch=1, strides=None):
+        sizes = [size]
+        for stride in strides or [[2, 2, 2]] * 5:
+            sizes.append(tuple(n // s for n, s in zip(sizes[-1], stride, strict=True)))
+        return program.width_segments(sizes, [48, 96, 192, 320, 320, 320], vector, batch)
+
+    flat = [[1, 2, 2]] * 5
+    assert chosen((4, 128, 128), 16, strides=flat) == 4  # 16 lanes instead of 4
+    assert chosen((4, 128, 128), 8, strides=flat) == 2
+    assert chosen((4, 128, 128), 4, strides=flat) == 1  # fills vectors of 4 as it is
+    assert chosen((4, 128, 128), 16, batch=4, strides=flat) == 1  # so do four copies
+    assert chosen((5, 128, 96), 16, strides=flat) == 3  # 15 of 16; four do not divide the narrowest level
+    assert chosen((4, 128, 32), 16, strides=flat) == 1  # the narrowest level is one column
+    assert chosen((20, 128, 128), 16, strides=[[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]) == 4
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -1,4 +1,5 @@
-// Runs a list of layers over volumes with the depth innermost: a channel is [H][W][lanes], lane = copy * D + d.
+// Runs a list of layers over volumes with the depth innermost: a channel is [H][W][lanes], and a volume is cut along W
+// into `segments` that lie beside each other in the lanes: lane = (copy * segments + segment) * D + d.
 //
 // A layer reads the raw output of the layers before it and applies their InstanceNorm and LeakyReLU on load; its own
 // sums are collected while it writes. Convolutions are sums over the rows of active connections, kernels (1,3,3), with
@@ -108,12 +109,15 @@ inline void deinterleave(V low, V high, V& a, V& b) {
 }  // namespace
 
 // One input channel. The depth shift is already in the pointers: lane p of the shifted channel is data[p], and counts
-// where mask[p] is all ones. scale and offset (per lane) are null where nothing was normalised.
+// where mask[p] is all ones. scale and offset (per lane) are null where nothing was normalised. before and after are the
+// masks of what lies in the segment before and after the lane's own.
 struct Channel {
     const Stored* data;
     const float* scale;
     const float* offset;
     const int32_t* mask;
+    const int32_t* before;
+    const int32_t* after;
 };
 
 struct Layer {
@@ -122,7 +126,8 @@ struct Layer {
     int32_t out_channels, out_h, out_w, out_lanes;
     int32_t in_row, out_row, out_plane;  // floats from a row to the next, and from a channel to the next
     int32_t stride_d, stride_h, stride_w;
-    int32_t copies, depth;      // lanes of the output that count: copies * depth
+    int32_t copies, depth;      // lanes of the output that count: copies * depth, over all segments of a copy
+    int32_t segments, in_depth; // of W, and lanes of the input from a segment to the next
     int32_t rows, tile;         // convolution: output rows and columns of a block
     int32_t row_blocks, column_blocks, lane_blocks, output_blocks;  // how the work is cut into items
     int32_t group;              // kernel taps computed together (pointwise)
@@ -355,6 +360,12 @@ inline const Stored* fetched_channel(const Layer& layer, int channel) {
     return layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data;
 }
 
+// The channel as seen from the lanes of the segment after it (side = -1) or before it (side = 1): of the same copy, with
+// the same scale and offset.
+inline Channel neighbour(const Channel& c, int side, int depth) {
+    return {c.data + side * depth, c.scale, c.offset, side < 0 ? c.before : c.after, nullptr, nullptr};
+}
+
 // The transformed input of one channel, `rows` input rows of it: t[point][channel][row]. `last` as in fetched_lane.
 template <int TILE, int SH, int SD, bool NORM>
 void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, V* t) {
@@ -380,7 +391,15 @@ void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, 
         } else {
             for (int j = 0; j < J; ++j) {
                 const int w = first_column + j;
-                x[j] = w >= 0 && w < layer.in_w ? read.strided(line + w * layer.in_lanes) : zero();
+                if (w >= 0 && w < layer.in_w) {
+                    x[j] = read.strided(line + w * layer.in_lanes);
+                } else if (layer.segments > 1 && (w < 0 || w == layer.in_w)) {
+                    const Channel beyond = neighbour(layer.channels[channel], w < 0 ? -1 : 1, layer.in_depth);
+                    const Reader<SD, NORM> there(beyond, tile.lane, layer.stride_d, layer.slope);
+                    x[j] = there.strided(line + (w < 0 ? layer.in_w - 1 : 0) * layer.in_lanes);
+                } else {
+                    x[j] = zero();
+                }
             }
         }
         transform_input<TILE>(x, t + k, stride);

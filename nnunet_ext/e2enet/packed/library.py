@@ -38,7 +38,7 @@ class PackedUnavailable(Exception):
 class Channel(ctypes.Structure):
     """One input channel of a layer; see engine.cpp."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("data", "scale", "offset", "mask")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("data", "scale", "offset", "mask", "before", "after")]
 
 
 class Layer(ctypes.Structure):
@@ -61,7 +61,7 @@ class Layer(ctypes.Structure):
                     "stride_h",
                     "stride_w",
                 ),
-                *("copies", "depth", "rows", "tile"),
+                *("copies", "depth", "segments", "in_depth", "rows", "tile"),
                 *("row_blocks", "column_blocks", "lane_blocks", "output_blocks", "group", "logits"),
             )
         ),

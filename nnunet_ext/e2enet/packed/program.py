@@ -39,7 +39,7 @@ TRANSFORMS: dict[int, list[list[float]]] = {
 class Volume:
     """Channels `[C, H, W, lanes]` at `start` (floats into the arena); `normed`: where scale and offset stand.
 
-    `row` and `plane` count elements of `item` bytes, 4 or 2.
+    `width` is that of a segment. `row` and `plane` count elements of `item` bytes, 4 or 2.
     """
 
     start: int
@@ -130,6 +130,29 @@ class Arena:
         return torch.frombuffer(memory, dtype=torch.float32)
 
 
+def width_segments(sizes: Sequence[Sequence[int]], features: Sequence[int], vector: int, batch: int) -> int:
+    """Into how many segments the width is cut, so that vectors of `vector` floats are filled.
+
+    The work of a level is taken as its positions, in whole tiles and vectors, times its features squared.
+
+    Args:
+        sizes: (depth, height, width) of each level.
+        features: of each level.
+        vector: floats.
+        batch: copies that share the vectors.
+    """
+
+    def work(segments: int) -> float:
+        total = 0.0
+        for (depth, height, width), count in zip(sizes, features, strict=True):
+            points = min(math.ceil(width / segments / t) * len(TRANSFORMS[t]) for t in TRANSFORMS)
+            total += _up(batch * segments * depth, vector) * height * points * count**2
+        return total
+
+    narrowest = min(width for _, _, width in sizes)
+    return min((k for k in range(1, min(narrowest, vector) + 1) if narrowest % k == 0), key=work)
+
+
 class Program:
     """The layers of one network for inputs `[B, C, *size]`, where `size` is a multiple of the total strides."""
 
@@ -143,22 +166,28 @@ class Program:
         self.strides = [self._ordered(stride) for stride in network.strides]
         shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
         deepest = max(stride[0] for stride in self.strides)
-        self.arena = Arena(_up(shift + (deepest + 1) * self.vector, 16))
+        sizes = [self._ordered(size)]
+        for stride in self.strides:
+            sizes.append(tuple(n // s for n, s in zip(sizes[-1], stride, strict=True)))
+        self.segments = width_segments(sizes[1:], network.features_per_stage, self.vector, batch)
+        border = sizes[0][0] if self.segments > 1 else 0  # lanes to a voxel in the next segment
+        self.arena = Arena(_up(shift + border + (deepest + 1) * self.vector, 16))
         self._layers: list[tuple[dict[str, Any], list[Volume], list[tuple[int, int]], Any]] = []
-        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
         self._sums = 0
-        depth, height, width = self._ordered(size)
-        self.input = self._volume(network.input_channels, height, width, depth)
+        depth, height, width = sizes[0]
+        self.input = self._volume(network.input_channels, height, width // self.segments, depth)
         self.output = self._network(network)
         self._finish()
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x [B, C, *size]` -> logits `[B, K, *size]`, a new tensor."""
-        self._view(self.input).copy_(x)
+        across = 3 if self.axis == 2 else 4  # x's axis that is cut into segments
+        self._view(self.input).copy_(x.unflatten(across, (self.segments, -1)))
         engine(self.item).packed_run(
             self._structures, len(self._structures), self.threads, self._scratch_pointer, self._scratch_bytes
         )
-        return self._view(self.output).clone(memory_format=torch.contiguous_format)
+        return self._view(self.output).clone(memory_format=torch.contiguous_format).flatten(across, across + 1)
 
     def _ordered(self, axes: Sequence[int]) -> tuple[int, int, int]:
         """(depth, height, width) of the engine: the axis of the shift first, the others in order."""
@@ -166,13 +195,13 @@ class Program:
         return axes[self.axis], rest[0], rest[1]
 
     def _view(self, v: Volume) -> Tensor:
-        """The volume as `[B, C, *spatial axes of the network]`."""
-        sizes = (v.channels, v.height, v.width, self.batch, v.depth)
-        strides = (v.plane, v.row, v.lanes, v.depth, 1)
-        spatial = [1, 2]
-        spatial.insert(self.axis, 4)
+        """The volume as `[B, C, *spatial axes of the network]`, the width as segments and their width."""
+        sizes = (v.channels, v.height, self.segments, v.width, self.batch, v.depth)
+        strides = (v.plane, v.row, v.depth, v.lanes, self.segments * v.depth, 1)
+        spatial = [1, 2, 3]
+        spatial.insert(3 if self.axis == 2 else self.axis, 5)
         memory = self._memory if v.item == 4 else self._memory.view(torch.bfloat16)
-        return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(3, 0, *spatial)
+        return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(4, 0, *spatial)
 
     # the network as layers
 
@@ -260,7 +289,7 @@ class Program:
 
     def _volume(self, channels: int, height: int, width: int, depth: int, item: int = 0) -> Volume:
         item = item or self.item
-        lanes = _up(self.batch * depth, self.vector)
+        lanes = _up(self.batch * self.segments * depth, self.vector)
         # Rows that lie a power of two apart would share a few sets of the cache.
         row = width * lanes + CACHE_LINE
         volume = Volume(0, channels, height, width, depth, lanes, row, height * row + CACHE_LINE, item)
@@ -308,21 +337,28 @@ class Program:
             "out_w": out.width,
             "out_lanes": out.lanes,
             "copies": self.batch,
-            "depth": out.depth,
+            "depth": self.segments * out.depth,
+            "segments": self.segments,
+            "in_depth": source.depth,
         }
         if packed is not None:
             fields.update(zip(("starts", "inputs", "weights"), packed, strict=True))
         self._layers.append((fields, sources, shifts, out))
 
-    def _mask(self, depth: int, shift: int) -> Tensor:
-        """All ones (int32 -1) at the lanes whose slice `d - shift` lies in the same copy; zeros beyond."""
-        if (depth, shift) not in self._masks:
-            lane = torch.arange(self.batch * depth)
+    def _mask(self, depth: int, shift: int, side: int = 0) -> Tensor:
+        """All ones (int32 -1) at the lanes whose slice `d - shift` lies in the same copy; zeros beyond.
+
+        Of the segment before (`side` -1) or after (1): at the lanes that have one.
+        """
+        if (depth, shift, side) not in self._masks:
+            lane = torch.arange(self.batch * self.segments * depth)
             inside = (lane % depth - shift >= 0) & (lane % depth - shift < depth)
+            segment = lane // depth % self.segments + side
+            inside &= (segment >= 0) & (segment < self.segments)
             mask = torch.zeros(len(lane) + 2 * self.arena.margin + 16, dtype=torch.int32)
             mask[: len(lane)] = torch.where(inside, -1, 0)
-            self._masks[depth, shift] = mask
-        return self._masks[depth, shift]
+            self._masks[depth, shift, side] = mask
+        return self._masks[depth, shift, side]
 
     def _finish(self) -> None:
         """Addresses, once the size of the arena is known."""
@@ -358,7 +394,10 @@ class Program:
                 shift = shift_of[len(channels)] if shifts else 0
                 channel = Channel(
                     data=base + 4 * v.start + v.item * (c * v.plane - shift),
-                    mask=self._mask(v.depth, shift).data_ptr(),
+                    **{
+                        name: self._mask(v.depth, shift, side).data_ptr()
+                        for name, side in (("mask", 0), ("before", -1), ("after", 1))
+                    },
                 )
                 if v.normed is not None:
                     channel.scale, channel.offset = (base + 4 * (n + c * v.lanes - shift) for n in v.normed)
