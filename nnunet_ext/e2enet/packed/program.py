@@ -167,8 +167,9 @@ class Program:
         shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
         deepest = max(stride[0] for stride in self.strides)
         sizes = [self._ordered(size)]
-        for stride in self.strides:
-            sizes.append(tuple(n // s for n, s in zip(sizes[-1], stride, strict=True)))
+        for deep, high, wide in self.strides:
+            depth, height, width = sizes[-1]
+            sizes.append((depth // deep, height // high, width // wide))
         self.segments = width_segments(sizes[1:], network.features_per_stage, self.vector, batch)
         border = sizes[0][0] if self.segments > 1 else 0  # lanes to a voxel in the next segment
         self.arena = Arena(_up(shift + border + (deepest + 1) * self.vector, 16))
