@@ -1,11 +1,13 @@
 """E2ENet's packed prediction on a CPU against nnU-Net's PlainConvUNet, in turns within one process.
 
-    python benchmarks/packed_inference.py --rounds 7 --out benchmarks/results/packed_inference.json
+    python benchmarks/packed_inference.py --threads 1 2 --out benchmarks/results/packed_inference.json
 
 Opponents: PlainConvUNet in torch float32 (what nnU-Net runs on a CPU), in torch under bfloat16 autocast where the
-processor has bfloat16, and in OpenVINO float32 where that is installed; and the same E2ENet in torch (dense
-convolutions over masked weights). A ratio is the opponent's time over the packed time: above 1 the packed network
-is faster. Medians of the ratios within a round, and the ratio of the minima. Weights and masks are random.
+processor has bfloat16, and in OpenVINO, float32 and bfloat16, where that is installed; and the same E2ENet in torch
+(dense convolutions over masked weights). All keep freed memory, as `nnunet_ext predict` does. A ratio is the opponent's
+time over the packed time: above 1 the packed network is faster. Medians of the ratios within a round, and the ratio of
+the minima. Weights and masks are random. ATEN_CPU_CAPABILITY (avx512, avx2) chooses the engine's vectors and torch's.
+What was measured is kept: a run that was stopped goes on with its file.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from e2enet_forward import unet
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH, release
 from nnunet_ext.e2enet.packed.library import instruction_set
+from nnunet_ext.prediction.memory import keep_freed_memory
 
 CLASSES = 16
 
@@ -37,13 +40,13 @@ def strides_of(patch):
     return strides
 
 
-def openvino_of(network, x):
+def openvino_of(network, x, precision):
     try:
         import openvino
     except ImportError:
         return None
     core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision})
     compiled = core.compile_model(openvino.convert_model(network, example_input=x), "CPU")
     return lambda: compiled(x.numpy())
 
@@ -92,9 +95,10 @@ def measure(strides, x, plain, ours, rounds, dense_rounds):
     calls = {"PlainConvUNet, torch float32": lambda: plain(x)}
     if torch.cpu._is_avx512_bf16_supported():  # elsewhere torch emulates it, hundreds of times slower
         calls["PlainConvUNet, torch bfloat16"] = half(plain, x)
-    vino = openvino_of(plain, x)
-    if vino is not None:
-        calls["PlainConvUNet, OpenVINO float32"] = vino
+    for name, precision in (("float32", "f32"), ("bfloat16", "bf16")):
+        vino = openvino_of(plain, x, precision)
+        if vino is not None and (precision == "f32" or torch.cpu._is_avx512_bf16_supported()):
+            calls[f"PlainConvUNet, OpenVINO {name}"] = vino
     calls |= {f"packed E2ENet, S={s}": packed(network, x) for s, network in ours.items()}
     if dense_rounds:
         calls |= {f"E2ENet in torch, S={s}": dense(network, x) for s, network in ours.items()}
@@ -135,20 +139,28 @@ def main():
     parser.add_argument("--dense-rounds", type=int, default=2, help="rounds with E2ENet in torch, which takes long")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    patches = [tuple(map(int, p.split(","))) for p in args.patch or ["32,32,32", "64,64,64", "96,96,96", "20,160,128"]]
+    patches = [
+        tuple(map(int, p.split(",")))
+        for p in args.patch or ["32,32,32", "64,64,64", "96,96,96", "20,128,128", "48,96,96"]
+    ]
     lanes, flags = instruction_set()
     report = {
         "machine": platform.processor() or platform.machine(),
         "cpu capability of torch": torch.backends.cpu.get_cpu_capability(),
         "floats in a vector": lanes,
         "versions": {name: version(name) for name in ("torch", "dynamic-network-architectures")},
+        "freed memory is kept": keep_freed_memory(),
         "patches": {},
     }
+    if args.out and args.out.is_file():
+        report["patches"] = json.loads(args.out.read_text())["patches"]
     torch.manual_seed(0)
     for threads in args.threads:
         torch.set_num_threads(threads)
         for patch in patches:
             name = f"{'x'.join(map(str, patch))}, {threads} threads"
+            if name in report["patches"]:
+                continue
             report["patches"][name] = measure(*opponents(patch, args.sparsity), args.rounds, args.dense_rounds)
             print(json.dumps({name: report["patches"][name]}, indent=2), flush=True)
             if args.out:
