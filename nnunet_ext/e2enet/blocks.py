@@ -116,7 +116,7 @@ class FusionNode(nn.Module):
         up, convs = sparse or (None, None)
         sizes: Any = (width_below, width, tuple(up_stride))
         if up is None:
-            self.up: nn.Module = nn.ConvTranspose3d(*sizes, sizes[2], bias=False)  # type: ignore[misc]
+            self.up: nn.Module = nn.ConvTranspose3d(*sizes, sizes[2], bias=False)  # type: ignore[misc, call-arg]
         else:
             self.up = up.up(*sizes)
         self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))

@@ -8,7 +8,7 @@ paper's single kernels (`masked.py`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from nnunet_ext.e2enet.masked import SparseConnections, active_kernels, problem_
 from nnunet_ext.layers.convolutions import convolution_gradients
 
 Shifts = Sequence[tuple[int, int]]
+SMALL = 20480  # B C D H of what torch's convolution on CPUs keeps from oneDNN (`use_mkldnn` in ATen's Convolution.cpp)
 
 
 def block_of(out_channels: int, connection_block: int) -> int:
@@ -115,7 +116,7 @@ class SharedInputs(SparseConnections):
 
 
 class _Group(NamedTuple):
-    """The convolution of one group, as `convolution_gradients` asks for it."""
+    """The convolution of one group: its bias, and what `convolution_gradients` asks for."""
 
     bias: Tensor | None
     out_channels: int
@@ -133,9 +134,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
     """`nn.Conv3d` of stride 1 whose outputs share their inputs in blocks.
 
     Without gradients each group's channels are copied alone, out of the sources and shifted on the way, and the result
-    goes to its place: nothing is concatenated. A kernel that is 1 along an axis runs as a 2D convolution with that
-    axis in the batch. With gradients, and under torch.compile, it is one gather and a convolution with groups;
-    `rebuilding.py` trains by the first way, with `gradients`.
+    goes to its place: nothing is concatenated. With gradients, and under torch.compile, it is one gather and a
+    convolution with groups; `rebuilding.py` trains by the first way, with `gradients`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         if self.stride != (1, 1, 1):
             raise ValueError(f"blocks of connections are of convolutions with stride 1, found {self.stride}")
         self.init_groups(density, connection_block, fan_in_multiple)
-        self.flat_axis = self.kernel_size.index(1) if 1 in self.kernel_size else None  # spatial: 0 = D
+        self.shift_axis = self.kernel_size.index(1) if 1 in self.kernel_size else 0  # spatial: 0 = D
 
     def forward(self, input: Tensor | Sequence[Tensor], shifts: Shifts = (), gathered: bool = False) -> Tensor:
         """`[B, C_in, D, H, W]`, or several tensors with as many channels in all, -> `[B, C_out, D', H', W']`.
@@ -159,9 +159,10 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             return F.conv3d(x, self.values.flatten(0, 1), self.bias, padding=self.padding, groups=len(self.inputs))
         out = None
         sources, shifts = self._readable(sources, shifts)
-        for number, channels, order, group in self._groups():
-            weight = self._kernel(self.values, number, order)
-            z = self._back(group(self._flat(self._gathered(sources, channels, shifts)), weight), sources[0])
+        axis = self._batched_axis(sources[0])
+        for number, channels, order, group in self._groups(axis):
+            x = self._gathered(sources, channels, shifts, axis)
+            z = _volume(group(_slices(x, axis), self._kernel(self.values, number, order, axis)), axis, x)
             if out is None:
                 out = z.new_empty(len(z), self.out_channels, *z.shape[2:])
             out[:, self._outputs(number)].copy_(z)
@@ -170,7 +171,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
 
     def gather(self, sources: Sequence[Tensor], shifts: Shifts = ()) -> Tensor:
         """What all groups read, `[B, groups * fan_in, D, H, W]`, with gradients."""
-        return shifted_concat(list(sources), list(shifts), self.flat_axis or 0).index_select(1, self.inputs.flatten())
+        return shifted_concat(list(sources), list(shifts), self.shift_axis).index_select(1, self.inputs.flatten())
 
     def gradients(
         self, gradient: Tensor, sources: Sequence[Tensor], shifts: Shifts, values: Tensor, wanted: Sequence[bool]
@@ -182,41 +183,48 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             sources: what `forward` read.
             values: in the place of the module's own.
         """
-        channels_of = [source.shape[1] for source in sources]
-        given, (sources, shifts) = shifts, self._readable(sources, shifts)
+        counts, given = [source.shape[1] for source in sources], list(shifts)
+        sources, shifts = self._readable(sources, shifts)
         of_sources = [torch.zeros_like(source, dtype=gradient.dtype) for source in sources] if wanted[0] else None
         of_values = torch.empty_like(values) if wanted[1] else None
         of_bias = gradient.new_empty(self.out_channels) if wanted[2] and self.bias is not None else None
-        for number, channels, order, group in self._groups():
-            x, outputs = self._gathered(sources, channels, shifts), self._outputs(number)
-            gz = self._flat(gradient[:, outputs]).contiguous()
-            gx, gw, gb = convolution_gradients(
-                group, gz, self._flat(x), self._kernel(values, number, order),
-                [of_sources is not None, of_values is not None, of_bias is not None],
-            )  # fmt: skip
+        asked = [part is not None for part in (of_sources, of_values, of_bias)]
+        axis = self._batched_axis(sources[0])
+        for number, channels, order, group in self._groups(axis):
+            x, outputs = self._gathered(sources, channels, shifts, axis), self._outputs(number)
+            gz = _slices(gradient[:, outputs], axis).contiguous()
+            weight = self._kernel(values, number, order, axis)
+            gx, gw, gb = convolution_gradients(group, gz, _slices(x, axis), weight, asked)
             if of_sources is not None and gx is not None:
-                add_shifted(of_sources, channels, list(shifts), self.flat_axis or 0, self._back(gx, x))
+                add_shifted(of_sources, channels, list(shifts), self.shift_axis, _volume(gx, axis, x))
             if of_values is not None and gw is not None:
                 slots = gw.reshape(self.connection_block, len(order), *self.kernel_size).transpose(0, 1)
                 self.by_slot(of_values)[number, order] = slots.to(of_values.dtype)
             if of_bias is not None and gb is not None:
                 of_bias[outputs] = gb
-        if of_sources is not None and len(of_sources) != len(channels_of):
-            of_sources = split_shifted(of_sources[0], channels_of, list(given), self.flat_axis or 0)
+        if of_sources is not None and len(of_sources) != len(counts):
+            of_sources = split_shifted(of_sources[0], counts, given, self.shift_axis)
         return of_sources, of_values, of_bias
 
     def _readable(self, sources: Sequence[Tensor], shifts: Shifts) -> tuple[list[Tensor], Shifts]:
         """Off the CPU the concatenation: copies out of the sources would need the inputs on the host at every step."""
-        if sources[0].is_cpu or (len(sources) == 1 and not shifts):
+        if sources[0].is_cpu:
             return list(sources), shifts
-        return [shifted_concat(list(sources), list(shifts), self.flat_axis or 0)], ()
+        return [shifted_concat(list(sources), list(shifts), self.shift_axis)], ()
 
-    def _groups(self) -> Any:
+    def _batched_axis(self, x: Tensor) -> int | None:
+        """The axis, if any, whose slices go into the batch, with a 2D convolution for a kernel that is 1 along it.
+
+        On a CPU, for what torch computes with a slow 3D convolution of its own: one volume that it takes for small.
+        """
+        small = x.is_cpu and len(x) == 1 and self.inputs.shape[1] * x.shape[2] * x.shape[3] <= SMALL
+        return self.shift_axis if small and self.kernel_size[self.shift_axis] == 1 else None
+
+    def _groups(self, axis: int | None) -> Iterator[tuple[int, Tensor, Tensor, _Group]]:
         """Of each group: its number, its input channels ascending, their slots, and its convolution."""
         ascending, order = self.inputs.sort(1)
-        rest = [axis for axis in range(3) if axis != self.flat_axis]
-        padding: Any = tuple(self.padding[axis] for axis in rest)
-        ones = (1,) * len(rest)
+        padding: Any = tuple(self.padding[k] for k in range(3) if k != axis)
+        ones = (1,) * len(padding)
         for number in range(len(self.inputs)):
             bias = None if self.bias is None else self.bias[self._outputs(number)]
             yield number, ascending[number], order[number], _Group(bias, self.connection_block, ones, padding, ones)
@@ -224,35 +232,34 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
     def _outputs(self, group: int) -> slice:
         return slice(group * self.connection_block, (group + 1) * self.connection_block)
 
-    def _kernel(self, values: Tensor, group: int, order: Tensor) -> Tensor:
+    def _kernel(self, values: Tensor, group: int, order: Tensor, axis: int | None) -> Tensor:
         weight = values[group].index_select(1, order)
-        return weight if self.flat_axis is None else weight.squeeze(self.flat_axis + 2)
+        return weight if axis is None else weight.squeeze(axis + 2)
 
-    def _gathered(self, sources: Sequence[Tensor], channels: Tensor, shifts: Shifts) -> Tensor:
-        """`[B, fan_in, D, H, W]`, in whose memory the slices across the kernel stand beside the batch."""
+    def _gathered(self, sources: Sequence[Tensor], channels: Tensor, shifts: Shifts, axis: int | None) -> Tensor:
+        """`[B, fan_in, D, H, W]`, in whose memory `axis` stands beside the batch."""
         x = sources[0]
         dtype = x.dtype
         for source in sources[1:]:
             dtype = torch.promote_types(dtype, source.dtype)
         sizes = [len(x), len(channels), *x.shape[2:]]
-        if self.flat_axis is None:
-            room = x.new_empty(sizes, dtype=dtype)
+        if axis is None:
+            out = x.new_empty(sizes, dtype=dtype)
         else:
-            sizes.insert(1, sizes.pop(self.flat_axis + 2))
-            room = x.new_empty(sizes, dtype=dtype).movedim(1, self.flat_axis + 2)
-        gather_shifted(list(sources), channels, list(shifts), self.flat_axis or 0, room)
-        return room
+            sizes.insert(1, sizes.pop(axis + 2))
+            out = x.new_empty(sizes, dtype=dtype).movedim(1, axis + 2)
+        gather_shifted(list(sources), channels, list(shifts), self.shift_axis, out)
+        return out
 
-    def _flat(self, x: Tensor) -> Tensor:
-        """`[B, C, D, H, W]` with the slices across a flat kernel in the batch: of a kernel 1x3x3 `[B D, C, H, W]`."""
-        return x if self.flat_axis is None else x.movedim(self.flat_axis + 2, 1).flatten(0, 1)
 
-    def _back(self, x: Tensor, like: Tensor) -> Tensor:
-        """The way back of `_flat`, for a batch and slices as in `like [B, C, D, H, W]`."""
-        if self.flat_axis is None:
-            return x
-        axis = self.flat_axis + 2
-        return x.unflatten(0, (len(like), like.shape[axis])).movedim(1, axis)
+def _slices(x: Tensor, axis: int | None) -> Tensor:
+    """`[B, C, D, H, W]` with the slices across `axis` in the batch: for axis 0 `[B D, C, H, W]`."""
+    return x if axis is None else x.movedim(axis + 2, 1).flatten(0, 1)
+
+
+def _volume(x: Tensor, axis: int | None, like: Tensor) -> Tensor:
+    """The way back of `_slices`, for a batch and slices as in `like [B, C, D, H, W]`."""
+    return x if axis is None else x.unflatten(0, (len(like), like.shape[axis + 2])).movedim(1, axis + 2)
 
 
 class SharedInputConvTranspose3d(SharedInputs, nn.ConvTranspose3d):
