@@ -7,6 +7,7 @@ anew in each forward pass, so that what is inactive has no value, no gradient an
 outputs that share their inputs, is in `shared_inputs.py`; `SparseConnections` is what both have in common.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -80,6 +81,11 @@ class SparseConnections(nn.Module):
     def count_active(self) -> int:
         """Active kernels, which are as many for the whole life of the module."""
         return self.pools.numel() * self.connection_block
+
+    @staticmethod
+    def whole(slots: float) -> int:
+        """How many slots of a pool an update exchanges, of their number times the drop rate (algorithm 1)."""
+        return math.ceil(slots)
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """The weight `dense_shape`, a new tensor; `values` stand in for the module's own where given."""

@@ -79,6 +79,11 @@ class SharedInputs(SparseConnections):
         mask = torch.zeros(len(self.inputs), self.candidates, dtype=torch.bool, device=self.inputs.device)
         return self._by_output(mask.scatter(1, self.inputs, True).repeat_interleave(self.connection_block, 0))
 
+    @staticmethod
+    def whole(slots: float) -> int:
+        """The nearest number: rounded up, each group would give up an input, of ten or twenty, until the very end."""
+        return round(slots)
+
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """The weight `dense_shape`, a new tensor, zero elsewhere; nothing here computes with it."""
         values = self.values if values is None else values

@@ -3,11 +3,11 @@
 Every `update_every` steps each masked convolution drops the share r(t) of its active kernels with the smallest L1
 norm, and as many kernels that were inactive before take their slots and grow from zero, so that the number of active
 kernels never changes. Where blocks of outputs share their inputs (`shared_inputs.py`), each block does so with its
-inputs, by the L1 norm over all that the block reads of one.
+inputs, by the L1 norm over all that the block reads of one; of a block's few inputs the share is rounded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class DynamicTopology:
             state = self.optimizer.state.get(layer.values, {}).values()
             moments = [m for m in state if isinstance(m, Tensor) and m.shape == layer.values.shape]
             for pool, index in enumerate(layer.pools.cpu()):
-                slots, grown = exchange(index, norms[pool], layer.candidates, rate, generator)
+                slots, grown = exchange(index, norms[pool], layer.candidates, rate, generator, layer.whole)
                 slots, grown = slots.to(layer.pools.device), grown.to(layer.pools.device)
                 layer.overwrite(slots, grown, pool)
                 for moment in moments:
@@ -117,7 +117,12 @@ class DynamicTopology:
 
 
 def exchange(
-    index: Tensor, norms: Tensor, candidates: int, rate: float, generator: torch.Generator
+    index: Tensor,
+    norms: Tensor,
+    candidates: int,
+    rate: float,
+    generator: torch.Generator,
+    whole: Callable[[float], int] = math.ceil,
 ) -> tuple[Tensor, Tensor]:
     """Which slots of a pool are given up at an update, and what takes them: two int64 tensors `[n]`.
 
@@ -125,13 +130,14 @@ def exchange(
         index: what each slot holds, int64 `[slots]`: a kernel of the layer, or an input of a block.
         norms: its L1 norm `[slots]`.
         candidates: how many there are, active or not.
-        rate: share of the slots to give up; ceil(rate * slots), at most as many as are inactive.
+        rate: share of the slots to give up, at most as many as are inactive.
         generator: draws what grows, uniformly among those inactive before the drop (algorithm 1).
+        whole: makes rate * slots a whole number.
 
     Ties go to the lower index, so that exactly that many are dropped.
     """
     inactive = torch.ones(candidates, dtype=torch.bool).index_fill(0, index, False).nonzero().squeeze(1)
-    count = min(math.ceil(rate * len(index)), len(inactive))
+    count = min(whole(rate * len(index)), len(inactive))
     ascending = torch.argsort(index)
     weakest = ascending[torch.argsort(norms[ascending], stable=True)[:count]]
     return weakest, inactive[torch.randperm(len(inactive), generator=generator)[:count]]
