@@ -26,10 +26,10 @@ SMALL = 20480  # B C D H of what torch's convolution on CPUs keeps from oneDNN (
 def block_of(out_channels: int, connection_block: int) -> int:
     """Outputs in a group: the divisor of `out_channels` that is nearest to `connection_block` by ratio.
 
-    Of two that are equally near it is the smaller: 48 -> 16, 60 -> 15, 58 -> 29, 4 -> 4 for blocks of 16.
+    For blocks of 16 and 48 outputs that is 16, for 60 it is 15, for 58 29, for 4 all of them.
     """
     divisors = [d for d in range(1, out_channels + 1) if out_channels % d == 0]
-    return min(divisors, key=lambda d: (max(d / connection_block, connection_block / d), d))
+    return min(divisors, key=lambda d: max(d / connection_block, connection_block / d))
 
 
 def fan_in_of(in_channels: int, density: float, multiple: int = 1) -> int:
