@@ -1,6 +1,6 @@
 """E2ENet keeps the network contract, in both forms of its connections."""
 
-from contract.network import NetworkContract
+from contract.network import MINUTES, NetworkContract
 
 from nnunet_ext.e2enet.network import E2ENet
 
@@ -14,7 +14,7 @@ class TestE2ENet(NetworkContract):
         return {"strides": strides, "features_per_stage": [4] * len(strides), "sparsity": 0.5}
 
 
-class TestE2ENetInBlocks(NetworkContract):
+class TestE2ENetInBlocks(NetworkContract, on_request=MINUTES):
     network_class = E2ENet
     training_tolerance = 2e-2  # compiled it is one convolution with groups, which rounds to bfloat16 elsewhere
     prediction_tolerance = 1e-5  # so it is in prediction, in float32
