@@ -188,7 +188,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             sources: what `forward` read.
             values: in the place of the module's own.
         """
-        counts, given = [source.shape[1] for source in sources], list(shifts)
+        given, given_shifts = sources, list(shifts)
         sources, shifts = self._readable(sources, shifts)
         of_sources = [torch.zeros_like(source, dtype=gradient.dtype) for source in sources] if wanted[0] else None
         of_values = torch.empty_like(values) if wanted[1] else None
@@ -207,13 +207,14 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
                 self.by_slot(of_values)[number, order] = slots.to(of_values.dtype)
             if of_bias is not None and gb is not None:
                 of_bias[outputs] = gb
-        if of_sources is not None and len(of_sources) != len(counts):
-            of_sources = split_shifted(of_sources[0], counts, given, self.shift_axis)
+        if of_sources is not None and not _reads_sources(given[0]):
+            counts = [source.shape[1] for source in given]
+            of_sources = split_shifted(of_sources[0], counts, given_shifts, self.shift_axis)
         return of_sources, of_values, of_bias
 
     def _readable(self, sources: Sequence[Tensor], shifts: Shifts) -> tuple[list[Tensor], Shifts]:
-        """Off the CPU the concatenation: copies out of the sources would need the inputs on the host at every step."""
-        if sources[0].is_cpu:
+        """What the groups' channels are copied from."""
+        if _reads_sources(sources[0]):
             return list(sources), shifts
         return [shifted_concat(list(sources), list(shifts), self.shift_axis)], ()
 
@@ -255,6 +256,11 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             out = x.new_empty(sizes, dtype=dtype).movedim(1, axis + 2)
         gather_shifted(list(sources), channels, list(shifts), self.shift_axis, out)
         return out
+
+
+def _reads_sources(x: Tensor) -> bool:
+    """Off the CPU the concatenation is read: copies out of the sources need the inputs on the host, at every step."""
+    return x.is_cpu
 
 
 def _slices(x: Tensor, axis: int | None) -> Tensor:

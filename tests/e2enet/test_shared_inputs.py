@@ -10,6 +10,7 @@ from e2enet.small import active_in
 from torch import nn
 
 from nnunet_ext.costs.complexity import active_share, complexity_report, complexity_text, count_flops, count_parameters
+from nnunet_ext.e2enet import shared_inputs
 from nnunet_ext.e2enet.depth_shift import add_shifted, channel_shifts, gather_shifted, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
@@ -210,6 +211,31 @@ def test_the_dense_weight_has_the_values_and_zeros_elsewhere(name):
     torch.testing.assert_close(module(x), dense, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("on_a_cpu", [True, False])
+@pytest.mark.parametrize("channels", [(3, 4), (7,)])
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, True, True), (True, False, False)])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["1x3x3", "3x1x3", "3x3x3", "no bias"])
+def test_the_gradients_of_a_layer_are_autograds(name, batch, wanted, channels, on_a_cpu, monkeypatch):
+    """Also by the way that other devices take, through the concatenation."""
+    monkeypatch.setattr(shared_inputs, "_reads_sources", lambda x: on_a_cpu)
+    module, _ = layer(name)
+    sources = [torch.randn(batch, n, 3, 4, 5, dtype=torch.float64, requires_grad=True) for n in channels]
+    shifts = channel_shifts(7, 1) if name != "3x3x3" else []
+    y = module(sources, shifts)
+    gradient = torch.randn_like(y)
+    bias = [] if module.bias is None else [module.bias]
+    expected = torch.autograd.grad(y, [*sources, module.values, *bias], gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(module(sources, shifts), y)
+        found = module.gradients(gradient, sources, shifts, module.values, wanted)
+    assert [part is not None for part in found] == [*wanted[:2], wanted[2] and bool(bias)]
+    parts = (expected[: len(channels)], *expected[len(channels) :])
+    for part, theirs in zip(found, parts, strict=False):
+        if part is not None:
+            torch.testing.assert_close(part, list(theirs) if isinstance(part, list) else theirs)
+
+
 @pytest.mark.parametrize("channels", [[7], [3, 1, 3], [2, 5]])
 @pytest.mark.parametrize("shift", [0, 1, 2, 7])
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -367,7 +393,7 @@ def test_inputs_that_move_between_the_two_passes_are_noticed(name):
     network = small()
     loss = network(torch.randn(1, 1, 8, 16, 16))[0].sin().mean()
     module = network.get_submodule(name)
-    module.overwrite(torch.tensor([0]), (~active_in(module)[0]).nonzero()[0])
+    module.inputs.copy_(module.inputs.flip(1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
