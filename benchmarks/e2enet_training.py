@@ -2,6 +2,8 @@
 
     python benchmarks/e2enet_training.py --patch 64 --rounds 3 --out benchmarks/results/e2enet_training.json
     python benchmarks/e2enet_training.py --summary --out benchmarks/results/e2enet_training.json
+    python benchmarks/e2enet_training.py --patch 64 --networks E2ENet s80_blocks s90_blocks "nnU-Net PlainConvUNet" \
+        --allocators "freed memory kept" --out benchmarks/results/e2enet_blocks.json   # and again with --precision bf16
 
 A step is nnU-Net's: forward, backward, gradients clipped to 12, SGD with Nesterov momentum; E2ENet's has its topology.
 Each figure comes from a process of its own, which makes `--steps` steps, the first to warm up: the processor time of
@@ -31,18 +33,22 @@ from torch import nn
 
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.presets import PRESETS
 from nnunet_ext.e2enet.topology import DynamicTopology
 from nnunet_ext.prediction.memory import keep_freed_memory
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
 PLAIN, LEAN, UNET = "E2ENet, memory_efficient false", "E2ENet", "nnU-Net PlainConvUNet"
+BLOCKS = ("s80_blocks", "s90_blocks")  # presets
+NETWORKS = (PLAIN, LEAN, *BLOCKS, UNET)
 ALLOCATORS = ("as the system does", "freed memory kept")
 
 
 def build(name):
     torch.manual_seed(0)
     if name != UNET:
-        return E2ENet(1, 16, strides=STRIDES, deep_supervision=True, memory_efficient=name == LEAN)
+        options = PRESETS[name] if name in BLOCKS else {"memory_efficient": name == LEAN}
+        return E2ENet(1, 16, strides=STRIDES, deep_supervision=True, **options)
     return PlainConvUNet(
         1, 6, [32, 64, 128, 256, 320, 320], nn.Conv3d, 3, STRIDES, 2, 16, 2, conv_bias=True,
         norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
@@ -58,9 +64,11 @@ def optimizer_of(network):
     return optimizer
 
 
-def step(network, optimizer, x):
+def step(network, optimizer, x, precision="fp32"):
     optimizer.zero_grad(set_to_none=True)
-    loss = sum(output.square().mean() for output in network(x))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        outputs = network(x)
+    loss = sum(output.float().square().mean() for output in outputs)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 12)
     optimizer.step()
@@ -70,7 +78,7 @@ def largest_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(name, allocator, patch, steps):
+def measure(name, allocator, patch, steps, precision):
     """One row, in this process."""
     if allocator == ALLOCATORS[1] and not keep_freed_memory():
         raise SystemExit("the C library cannot keep freed memory")
@@ -81,7 +89,7 @@ def measure(name, allocator, patch, steps):
     before, seconds = largest_mib(), []
     for _ in range(steps):
         start = time.process_time()
-        step(network, optimizer, x)
+        step(network, optimizer, x, precision)
         seconds.append(time.process_time() - start)
     return {
         "kept by voxel": round(kept, 1),
@@ -126,10 +134,13 @@ def run_rounds(args):
     for number in range(args.rounds):
         for name, allocator in cells:
             key = {"patch": args.patch, "network": name, "allocator": allocator, "round": number}
+            if args.precision != "fp32":
+                key["precision"] = args.precision
             content = read(args.out)
-            if any(key.items() <= row.items() for row in content["rows"]):
+            if any({"precision": None, **key}.items() <= {"precision": None, **row}.items() for row in content["rows"]):
                 continue
             words = ["--measure", name, "--allocators", allocator, "--patch", args.patch, "--steps", args.steps]
+            words += ["--precision", args.precision]
             content["rows"].append({**key, "steps": args.steps, **in_a_process(*words)})
             write(args.out, content)
             print(content["rows"][-1], flush=True)
@@ -138,12 +149,13 @@ def run_rounds(args):
 def summary(rows):
     cells = {}
     for row in rows:
-        cells.setdefault((row["patch"], row["allocator"], row["network"]), {})[row["round"]] = row
-    for (patch, allocator, name), by_round in cells.items():
-        parts = [f"{patch}^3, {allocator}, {name}:"]
+        key = (row["patch"], row["allocator"], row.get("precision", "fp32"), row["network"])
+        cells.setdefault(key, {})[row["round"]] = row
+    for (patch, allocator, precision, name), by_round in cells.items():
+        parts = [f"{patch}^3, {allocator}, {precision}, {name}:"]
         for figure in ("kept by voxel", "peak MiB", "seconds"):
             parts.append(f"{figure} {statistics.median(row[figure] for row in by_round.values()):g}")
-            others = cells.get((patch, allocator, UNET), {})
+            others = cells.get((patch, allocator, precision, UNET), {})
             ratios = [row[figure] / others[r][figure] for r, row in by_round.items() if r in others]
             if ratios and name != UNET:
                 parts.append(f"({statistics.median(ratios):.2f} times the U-Net's)")
@@ -155,15 +167,16 @@ def main():
     parser.add_argument("--patch", type=int, default=64, help="edge of the cube, a multiple of 32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--networks", nargs="+", choices=(PLAIN, LEAN, UNET), default=[PLAIN, LEAN, UNET])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[PLAIN, LEAN, UNET])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast to bfloat16")
     parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS))
-    parser.add_argument("--measure", choices=(PLAIN, LEAN, UNET), help="one row, to standard output")
-    parser.add_argument("--profile", choices=(PLAIN, LEAN, UNET), help="adds the shares of this network's operations")
+    parser.add_argument("--measure", choices=NETWORKS, help="one row, to standard output")
+    parser.add_argument("--profile", choices=NETWORKS, help="adds the shares of this network's operations")
     parser.add_argument("--summary", action="store_true", help="prints what the file has")
     parser.add_argument("--out", type=Path, default=Path("e2enet_training.json"))
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure, args.allocators[0], args.patch, args.steps)))
+        print(json.dumps(measure(args.measure, args.allocators[0], args.patch, args.steps, args.precision)))
     elif args.profile:
         content = read(args.out)
         shares = profile(args.profile, args.patch)

@@ -162,6 +162,8 @@ def text(name: str, report: Mapping[str, Any]) -> str:
     lines.append(
         f"  parameters {parameters['total']:,}, active {parameters['active']:,}, trainable {parameters['trainable']:,}"
     )
+    if "density" in report:
+        lines.append(f"  sparse convolutions: {report['density']:.2%} of the kernels are active")
     for part, counts in report.get("parts", {}).items():
         lines.append(f"  {part}: {counts['total']:,} parameters, {counts['trainable']:,} trainable")
     if "parts" in report:

@@ -35,6 +35,15 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return {"total": active + inactive, "trainable": trainable, "active": active}
 
 
+def active_share(network: nn.Module) -> float | None:
+    """Active kernels of the sparse convolutions as a share of all that they could have; None where none is sparse.
+
+    After rounding, so that it may differ from what was asked for.
+    """
+    sparse: list[Any] = [module for module in network.modules() if hasattr(module, "count_active")]
+    return sum(map(_active, sparse)) / sum(map(_kernels, sparse)) if sparse else None
+
+
 def count_flops(
     network: nn.Module,
     input_channels: int,
@@ -71,7 +80,7 @@ def _true_flops(network: nn.Module, shadow: nn.Module, x: Tensor) -> float:
     by_module = counter.get_flop_counts()
     flops = float(counter.get_total_flops())
     for name, module in network.named_modules():
-        if hasattr(module, "count_active"):
+        if getattr(module, "computes_zeros", False):  # counted with kernels that are not active
             dense = sum(by_module.get(f"{type(shadow).__name__}.{name}" if name else "Global", {}).values())
             flops -= dense - dense * module.count_active() // _kernels(module)
     return flops
@@ -129,6 +138,7 @@ def complexity_report(network: nn.Module, input_channels: int, patch_size: Seque
         "input_channels": int(input_channels),
         "patch_size": [int(p) for p in patch_size],
         "parameters": count_parameters(network),
+        **({} if (density := active_share(network)) is None else {"density": density}),
         "true": {"gmacs": true / 2 / GIGA, "gflops": true / GIGA},
     }
     if hasattr(network, "paper_flops"):
@@ -140,8 +150,9 @@ def complexity_report(network: nn.Module, input_channels: int, patch_size: Seque
 
 
 def complexity_text(report: dict[str, Any]) -> str:
-    """The complexity report in two lines, for the training log."""
+    """The complexity report in lines, for the training log."""
     parameters = report["parameters"]
+    density = f"Active kernels of the sparse convolutions: {report['density']:.2%}\n" if "density" in report else ""
     costs = [
         f"{report[convention]['gmacs']:.2f} GMACs ({report[convention]['gflops']:.2f} GFLOPs, {convention} convention)"
         for convention in ("true", "paper")
@@ -150,6 +161,7 @@ def complexity_text(report: dict[str, Any]) -> str:
     return (
         f"Parameters: {parameters['total']:,} in all, {parameters['active']:,} active, "
         f"{parameters['trainable']:,} trainable\n"
+        f"{density}"
         f"One patch {'x'.join(map(str, report['patch_size']))} costs {' or '.join(costs)}\n"
     )
 

@@ -1,7 +1,7 @@
 """What E2ENet is built of: a convolution over shifted channels, and the node that fuses three flows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,37 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d
-from nnunet_ext.e2enet.rebuilding import can_rebuild, norm_and_activation, rebuilding_convolution, rebuilds
+from nnunet_ext.e2enet.rebuilding import can_rebuild, convolve, norm_and_activation, rebuilding_convolution, rebuilds
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d, SharedInputConvTranspose3d
 
 NEGATIVE_SLOPE = 0.01
+
+
+class Sparse(NamedTuple):
+    """How a convolution is sparse: its share of active kernels, and how many outputs share their inputs (1: none)."""
+
+    density: float
+    connection_block: int = 1
+    fan_in_multiple: int = 1
+
+    def convolution(self, *sizes: Any) -> nn.Module:
+        """`sizes`: as `nn.Conv3d` takes them."""
+        if self.connection_block == 1:
+            return MaskedConv3d(*sizes, density=self.density)
+        return SharedInputConv3d(*sizes, **self._asdict())
+
+    def up(self, in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Module:
+        """A transposed convolution without bias, whose kernel is its stride."""
+        if self.connection_block == 1:
+            return MaskedConvTranspose3d(in_channels, out_channels, stride, stride, bias=False, density=self.density)
+        return SharedInputConvTranspose3d(in_channels, out_channels, stride, bias=False, **self._asdict())
 
 
 class ConvBlock(nn.Module):
     """Concatenation and depth shift -> convolution with bias -> InstanceNorm -> LeakyReLU.
 
-    `density` is the share of active kernels of the convolution; None for a dense one. `memory_efficient`: a training
-    step keeps the convolution's output alone (see `rebuilding.py`).
+    `sparse`: how the convolution is; None for a dense one. `memory_efficient`: a training step keeps the
+    convolution's output alone (see `rebuilding.py`).
     """
 
     def __init__(
@@ -29,7 +50,7 @@ class ConvBlock(nn.Module):
         stride: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        density: float | None = None,
+        sparse: Sparse | None = None,
         memory_efficient: bool = False,
     ) -> None:
         super().__init__()
@@ -38,7 +59,7 @@ class ConvBlock(nn.Module):
         self.shift_axis = list(kernel_size).index(1) if restricted else 0
         self.shifts = channel_shifts(in_channels, shift_size, split) if restricted else []
         sizes: Any = (in_channels, out_channels, tuple(kernel_size), tuple(stride), tuple(k // 2 for k in kernel_size))
-        self.conv = nn.Conv3d(*sizes) if density is None else MaskedConv3d(*sizes, density=density)
+        self.conv = nn.Conv3d(*sizes) if sparse is None else sparse.convolution(*sizes)
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
@@ -52,24 +73,29 @@ class ConvBlock(nn.Module):
             z = rebuilding_convolution(self.conv, sources, through, self.shifts, self.shift_axis)
             return norm_and_activation(z, self.norm, self.act.negative_slope)
 
-        def read(*sources: Tensor) -> Tensor:
-            parts = [s if module is None else module(s) for s, module in zip(sources, through, strict=True)]
-            return shifted_concat(parts, self.shifts, self.shift_axis)
+        def parts(*sources: Tensor) -> list[Tensor]:
+            return [s if module is None else module(s) for s, module in zip(sources, through, strict=True)]
 
         def finish(z: Tensor) -> Tensor:
             return self.act(self.norm(z))
 
         if self.memory_efficient and torch.compiler.is_compiling() and torch.is_grad_enabled():
-            # Marks for the partitioner, which would keep the concatenation and much else.
-            z = self.conv(checkpoint(read, *sources, use_reentrant=False, preserve_rng_state=False))
+            # Marks for the partitioner, which would keep what the convolution reads and much else.
+            def read(*sources: Tensor) -> Tensor:
+                if isinstance(self.conv, SharedInputConv3d):
+                    return self.conv.gather(parts(*sources), self.shifts)
+                return shifted_concat(parts(*sources), self.shifts, self.shift_axis)
+
+            x = checkpoint(read, *sources, use_reentrant=False, preserve_rng_state=False)
+            z = self.conv(x, gathered=True) if isinstance(self.conv, SharedInputConv3d) else self.conv(x)
             return checkpoint(finish, z, use_reentrant=False, preserve_rng_state=False)
-        return finish(self.conv(read(*sources)))
+        return finish(convolve(self.conv, parts(*sources), self.shifts, self.shift_axis))
 
 
 class FusionNode(nn.Module):
     """One node x^{j,l}: fuses the forward, up and down flow into `width` channels.
 
-    `densities` are the shares of active kernels of the up-convolution and of the others; None where all are dense.
+    `sparse`: how the up-convolution is and how the others are; None where all are dense.
     """
 
     def __init__(
@@ -83,16 +109,16 @@ class FusionNode(nn.Module):
         kernel_size: Sequence[int],
         shift_size: int,
         split: ChannelSplit,
-        densities: tuple[float, float] | None,
+        sparse: tuple[Sparse, Sparse] | None,
         memory_efficient: bool,
     ) -> None:
         super().__init__()
-        up, convs = densities or (None, None)
-        sizes: Any = (width_below, width, tuple(up_stride), tuple(up_stride))
+        up, convs = sparse or (None, None)
+        sizes: Any = (width_below, width, tuple(up_stride))
         if up is None:
-            self.up: nn.Module = nn.ConvTranspose3d(*sizes, bias=False)  # type: ignore[misc]
+            self.up: nn.Module = nn.ConvTranspose3d(*sizes, sizes[2], bias=False)  # type: ignore[misc, call-arg]
         else:
-            self.up = MaskedConvTranspose3d(*sizes, bias=False, density=up)
+            self.up = up.up(*sizes)
         self.down = None if down_stride is None else nn.MaxPool3d(tuple(down_stride), tuple(down_stride))
         # Columns of the first convolution: forward, up, down.
         self.directions = [width, width, width_above or 0]

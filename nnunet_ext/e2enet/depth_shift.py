@@ -5,6 +5,8 @@ on which the convolution kernel is 1. What lies outside of the volume is zero. A
 shifted channels then reads 2m+1 slices.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -66,6 +68,56 @@ def split_shifted(grad: Tensor, channels: list[int], shifts: list[tuple[int, int
     return grads
 
 
+def gather_shifted(
+    sources: list[Tensor], channels: Tensor, shifts: list[tuple[int, int]], axis: int, out: Tensor
+) -> None:
+    """Writes `channels` of `shifted_concat(sources, shifts, axis)` to `out [B, n, D, H, W]`, straight from the sources.
+
+    `channels`: int64 `[n]`, ascending. They come to the host, unless it is one source without shifts.
+    """
+    counts = [source.shape[1] for source in sources]
+    for n, rows, picked, shift in _picked(counts, channels, shifts):
+        to, start, kept = _overlap(out.shape[axis + 2], shift)
+        target, source = out[:, rows], sources[n]
+        inside, seen = target.narrow(axis + 2, to, kept), source.narrow(axis + 2, start, kept)
+        if source.dtype == out.dtype:
+            torch.index_select(seen, 1, picked, out=inside)
+        else:
+            inside.copy_(seen.index_select(1, picked))
+        if shift:
+            target.narrow(axis + 2, 0 if shift > 0 else kept, out.shape[axis + 2] - kept).zero_()
+
+
+def add_shifted(grads: list[Tensor], channels: Tensor, shifts: list[tuple[int, int]], axis: int, grad: Tensor) -> None:
+    """The way back of `gather_shifted`: adds the gradient of its result to those of the sources."""
+    counts = [g.shape[1] for g in grads]
+    for n, rows, picked, shift in _picked(counts, channels, shifts):
+        to, start, kept = _overlap(grad.shape[axis + 2], shift)
+        inside = grad[:, rows].narrow(axis + 2, to, kept)
+        grads[n].narrow(axis + 2, start, kept).index_add_(1, picked, inside)
+
+
+def _picked(
+    channels: list[int], wanted: Tensor, shifts: list[tuple[int, int]]
+) -> Iterator[tuple[int, slice, Tensor, int]]:
+    """Runs of ascending channels with one source and one shift: (source, places in `wanted`, in the source, shift)."""
+    if len(channels) == 1 and not shifts:
+        yield 0, slice(None), wanted, 0
+        return
+    ascending, first = wanted.tolist(), 0
+    for source, start_in_source, end, start, shift in _segments(channels, shifts or [(sum(channels), 0)]):
+        last = bisect_left(ascending, start + end - start_in_source, first)
+        if last > first:
+            yield source, slice(first, last), wanted[first:last] - (start - start_in_source), shift
+        first = last
+
+
+def _overlap(depth: int, shift: int) -> tuple[int, int, int]:
+    """Of out[d] = x[d - shift]: first d in `out`, first in `x`, and how many lie inside of both."""
+    kept = max(0, depth - abs(shift))
+    return (depth - kept, 0, kept) if shift > 0 else (0, depth - kept, kept)
+
+
 def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
     """Runs of channels with one source and one shift: (source, first, end, first in the output, shift)."""
     runs = []
@@ -94,8 +146,7 @@ def _shifted(x: Tensor, shift: int, dim: int) -> Tensor:
 def _copy_shifted(out: Tensor, x: Tensor, shift: int, dim: int) -> None:
     """out[d] = x[d - shift], zero where d - shift lies outside."""
     depth = x.shape[dim]
-    kept = max(0, depth - abs(shift))
-    to, start = (depth - kept, 0) if shift > 0 else (0, depth - kept)
+    to, start, kept = _overlap(depth, shift)
     out.narrow(dim, to, kept).copy_(x.narrow(dim, start, kept))
     out.narrow(dim, 0 if shift > 0 else kept, depth - kept).zero_()
 

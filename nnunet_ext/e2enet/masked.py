@@ -1,11 +1,13 @@
 """Convolutions of which only some kernels exist: the sparse feature-map connections of E2ENet (section 2.2).
 
 A kernel is everything that joins one input to one output channel: the spatial taps at one index of the weight's first
-two dimensions. A masked convolution has a fixed number of slots, each with one active kernel; the parameter is the
-slots' values, a buffer says which kernel each of them is. The dense weight, zero elsewhere, is made anew in each
-forward pass, so that what is inactive has no value, no gradient and no momentum.
+two dimensions. A masked convolution, the paper's form, has a fixed number of slots, each with one active kernel; the
+parameter is the slots' values, a buffer says which kernel each of them is. The dense weight, zero elsewhere, is made
+anew in each forward pass, so that what is inactive has no value, no gradient and no momentum. The other form, blocks of
+outputs that share their inputs, is in `shared_inputs.py`; `SparseConnections` is what both have in common.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,20 +35,118 @@ class Connections(NamedTuple):
     kernels: Tensor
 
 
-class KernelSlots(nn.Module):
-    """Mixin for convolutions without groups: a parameter and a buffer in place of the dense `weight [a, b, *kernel]`.
+class SparseConnections(nn.Module):
+    """Mixin for convolutions of which only some kernels exist; what both forms, single kernels and blocks, have.
+
+    A convolution has one or several pools, each with a fixed number of slots. A slot holds one of the pool's
+    candidates and keeps it until it is overwritten, so that averages of `values` are averages of kernels.
 
     Attributes:
-        values: parameter `[active, *kernel]`, the kernel of each slot.
-        index: int64 buffer `[active]`, which kernel a slot holds: `row * b + column`, no two the same. A slot keeps its
-            kernel until it is overwritten, so that averages of `values` are averages of kernels.
+        values: the parameter, all that exists of the weight.
         dense_shape: of the weight; `[C_out, C_in, *kernel]`, and of a transposed convolution `[C_in, C_out, *kernel]`.
+        connection_block: output channels that share their input channels; 1 for single kernels.
+        computes_zeros: whether the forward pass computes inactive kernels too.
     """
 
     values: nn.Parameter
-    index: Tensor
     dense_shape: tuple[int, ...]
     outputs_first = True  # in the weight
+    connection_block = 1
+    computes_zeros = False
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels there are, active or not."""
+        return self.dense_shape[0] * self.dense_shape[1]
+
+    @property
+    def candidates(self) -> int:
+        """From how many a slot's content is one."""
+        raise NotImplementedError
+
+    @property
+    def pools(self) -> Tensor:
+        """What the slots hold, int64 `[pools, slots]`, a view of the buffer; no two in a pool the same."""
+        raise NotImplementedError
+
+    def by_slot(self, tensor: Tensor) -> Tensor:
+        """A view `[pools, slots, ...]` of a tensor like `values`."""
+        raise NotImplementedError
+
+    @property
+    def kernel_mask(self) -> Tensor:
+        """Bool, a new tensor of the first two dimensions of `dense_shape`: True = active."""
+        raise NotImplementedError
+
+    def count_active(self) -> int:
+        """Active kernels, which are as many for the whole life of the module."""
+        return self.pools.numel() * self.connection_block
+
+    @staticmethod
+    def whole(slots: float) -> int:
+        """How many slots of a pool an update exchanges, of their number times the drop rate (algorithm 1)."""
+        return math.ceil(slots)
+
+    def dense_weight(self, values: Tensor | None = None) -> Tensor:
+        """The weight `dense_shape`, a new tensor; `values` stand in for the module's own where given."""
+        raise NotImplementedError
+
+    def draw_kernels(self, weight: Tensor) -> None:
+        """Fills the slots from a dense `weight`, drawn without replacement."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def overwrite(self, slots: Tensor, content: Tensor, pool: int = 0) -> None:
+        """Gives `slots` (int64 `[n]`) of a pool to other candidates (int64 `[n]`), which start at zero."""
+        self.pools[pool, slots] = content
+        self.by_slot(self.values)[pool, slots] = 0
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """torch's. Damage, another sparsity and connections of the other form are errors, and change nothing."""
+        problem = self._problem_in(state_dict, prefix)
+        if problem is not None:
+            error_msgs.append(f"{prefix}values: {problem}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _problem_in(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """What is wrong with the module's entries; those of an older form are replaced by today's."""
+        raise NotImplementedError
+
+
+def problem_of_index(index: Tensor, candidates: int) -> str | None:
+    """What is wrong with the slots `[pools, slots]` of a checkpoint, in words."""
+    if index.is_meta:
+        return None
+    if index.is_floating_point() or int(index.min()) < 0 or int(index.max()) >= candidates:
+        return "the index names kernels that are not there; the checkpoint is damaged or of another network"
+    ordered = index.sort(1).values
+    if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        return "the index names a kernel twice; the checkpoint is damaged, or an average that took in the index"
+    return None
+
+
+class KernelSlots(SparseConnections):
+    """Single kernels, the paper's connections: a parameter and a buffer in place of the dense `weight [a, b, *kernel]`.
+
+    Attributes:
+        values: parameter `[active, *kernel]`, the kernel of each slot.
+        index: int64 buffer `[active]`, which kernel a slot holds: `row * b + column`, no two the same.
+    """
+
+    index: Tensor
+    computes_zeros = True
 
     def init_slots(self, density: float) -> None:
         """Replaces `weight` by slots for the share `density` of its kernels, at first those with the lowest index."""
@@ -59,19 +159,24 @@ class KernelSlots(nn.Module):
         self.register_buffer("index", torch.arange(count))
 
     @property
-    def kernels(self) -> int:
-        """How many kernels there are, active or not."""
-        return self.dense_shape[0] * self.dense_shape[1]
+    def candidates(self) -> int:
+        """All kernels."""
+        return self.kernels
+
+    @property
+    def pools(self) -> Tensor:
+        """`index` as one pool `[1, active]`."""
+        return self.index.unsqueeze(0)
+
+    def by_slot(self, tensor: Tensor) -> Tensor:
+        """`[active, *kernel] -> [1, active, *kernel]`."""
+        return tensor.unsqueeze(0)
 
     @property
     def kernel_mask(self) -> Tensor:
         """Bool `[a, b]`, a new tensor: True = active."""
         mask = torch.zeros(self.kernels, dtype=torch.bool, device=self.index.device)
         return mask.index_fill(0, self.index, True).view(self.dense_shape[:2])
-
-    def count_active(self) -> int:
-        """Active kernels, which are as many for the whole life of the module."""
-        return len(self.index)
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """The weight `dense_shape`, a new tensor; `values` stand in for the module's own where given."""
@@ -98,46 +203,18 @@ class KernelSlots(nn.Module):
         self.index.copy_(torch.randperm(self.kernels)[: len(self.index)].sort().values)
         self.values.copy_(weight.flatten(0, 1)[self.index])
 
-    @torch.no_grad()
-    def overwrite(self, slots: Tensor, kernels: Tensor) -> None:
-        """Gives `slots` (int64 `[n]`) to other `kernels` (index, int64 `[n]`), which start at zero."""
-        self.index[slots] = kernels
-        self.values[slots] = 0
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """torch's, which also takes the forms of older checkpoints. Damage and another sparsity are errors."""
+    def _problem_in(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        if prefix + "inputs" in state_dict:
+            return "its connections are in blocks, this network's are single kernels (connection_block 1)"
         problem = to_slots(state_dict, prefix, self.dense_shape)
         index = state_dict.get(prefix + "index")
-        if problem is None and index is not None:
-            problem = self._problem_of(index)
-        if problem is not None:
-            error_msgs.append(f"{prefix}values: {problem}")
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _problem_of(self, index: Tensor) -> str | None:
+        if problem is not None or index is None:
+            return problem
         if len(index) != len(self.index):
             return (
                 f"{len(index)} active kernels are stored, this network has {len(self.index)}: its sparsity is another"
             )
-        if index.is_meta:
-            return None
-        if index.is_floating_point() or int(index.min()) < 0 or int(index.max()) >= self.kernels:
-            return "the index names kernels that are not there; the checkpoint is damaged or of another network"
-        if len(index.unique()) != len(index):
-            return "the index names a kernel twice; the checkpoint is damaged, or an average that took in the index"
-        return None
+        return problem_of_index(index.unsqueeze(0), self.kernels)
 
     @torch.no_grad()
     def active_connections(self) -> Connections:
@@ -185,8 +262,8 @@ class MaskedConvTranspose3d(KernelSlots, nn.ConvTranspose3d):
         return F.conv_transpose3d(input, self.dense_weight(), self.bias, self.stride)
 
 
-def masked_modules(network: nn.Module) -> Iterator[tuple[str, KernelSlots]]:
-    """`(name, module)` of every masked convolution, in the order of the network's construction."""
+def masked_modules(network: nn.Module) -> Iterator[tuple[str, SparseConnections]]:
+    """`(name, module)` of every convolution with sparse connections, in the order of the network's construction."""
     for name, module in network.named_modules():
-        if isinstance(module, KernelSlots):
+        if isinstance(module, SparseConnections):
             yield name, module

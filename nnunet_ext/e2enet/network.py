@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.costs.complexity import kept_elements
-from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
+from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode, Sparse
 from nnunet_ext.e2enet.depth_shift import ChannelSplit
-from nnunet_ext.e2enet.masked import KernelSlots, masked_modules
+from nnunet_ext.e2enet.masked import SparseConnections, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, reason_against_engine, release
 from nnunet_ext.e2enet.rebuilding import can_rebuild, rebuilding_convolution, rebuilds
 from nnunet_ext.errors import ConfigurationError
@@ -49,6 +49,10 @@ class E2ENet(nn.Module):
         channel_split: "balanced" groups, or "reference" for the authors' chunk rule (see `depth_shift`).
         memory_efficient: a training step keeps the outputs of the convolutions, and makes the rest again in the
             backward pass; False keeps all that autograd would keep. Results and state dict are the same.
+        connection_block: 1 for the paper's connections, single kernels. Above, neighbouring outputs of a fusion
+            convolution share their inputs, in blocks of this size or of the divisor of the width that is nearest (see
+            `shared_inputs.py`): an option of ours, not of the paper.
+        fan_in_multiple: inputs of each block are rounded up to a multiple of this.
 
     Any patch is accepted: it is padded with zeros at the end to a multiple of the strides, and the logits are cropped.
 
@@ -76,6 +80,8 @@ class E2ENet(nn.Module):
         shift_size: int = 1,
         channel_split: ChannelSplit = "balanced",
         memory_efficient: bool = True,
+        connection_block: int = 1,
+        fan_in_multiple: int = 1,
     ) -> None:
         super().__init__()
         self.strides = _checked_strides(strides)
@@ -85,6 +91,8 @@ class E2ENet(nn.Module):
         self.features_per_stage = widths = list(features_per_stage)
         kernel_size = list(kernel_size)
         _check_options(levels, widths, sparsity, density_overrides, kernel_size, shift_size, channel_split)
+        _check_blocks(connection_block, fan_in_multiple, sparsity)
+        self.connection_block, self.fan_in_multiple = connection_block, fan_in_multiple
         self.input_channels, self.num_classes = input_channels, num_classes
         self.deep_supervision = deep_supervision
         self.sparsity = sparsity
@@ -114,7 +122,7 @@ class E2ENet(nn.Module):
                         kernel_size if last or 1 in kernel_size else [1, 3, 3],
                         shift_size if 1 in kernel_size else 0,
                         channel_split,
-                        self._densities(widths[level]),
+                        self._sparse(widths[level]),
                         memory_efficient,
                     )
                 )
@@ -126,18 +134,22 @@ class E2ENet(nn.Module):
         )
         self._init_weights()
 
-    def _densities(self, width: int) -> tuple[float, float] | None:
-        """Shares of active kernels of a node's up-convolution, and of its convolutions with `width` outputs."""
+    def _sparse(self, width: int) -> tuple[Sparse, Sparse] | None:
+        """How a node's up-convolution is sparse, and its convolutions with `width` outputs."""
         if self.sparsity is None:
             return None
-        return 1 - self.sparsity, self.density_overrides.get(str(width), 1 - self.sparsity)
+        blocks = self.connection_block, self.fan_in_multiple
+        density = self.density_overrides.get(str(width), 1 - self.sparsity)
+        return Sparse(1 - self.sparsity, *blocks), Sparse(density, *blocks)
 
     def _init_weights(self) -> None:
         """Kaiming-normal weights, zero biases, and random kernels of the exact density (paper, section 2.2)."""
         drawn: dict[nn.Module, Tensor] = {}  # weights in full: their variance is that of the dense network's
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-                drawn[module] = torch.empty(module.dense_shape) if isinstance(module, KernelSlots) else module.weight
+                drawn[module] = (
+                    torch.empty(module.dense_shape) if isinstance(module, SparseConnections) else module.weight
+                )
                 nn.init.kaiming_normal_(drawn[module], a=NEGATIVE_SLOPE)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -280,6 +292,16 @@ def _check_options(
         raise ConfigurationError(f"shift_size must be an integer of at least 0, found {shift_size!r}.")
     if channel_split not in ("balanced", "reference"):
         raise ConfigurationError(f"channel_split must be 'balanced' or 'reference', found {channel_split!r}.")
+
+
+def _check_blocks(connection_block: int, fan_in_multiple: int, sparsity: float | None) -> None:
+    for name, value in (("connection_block", connection_block), ("fan_in_multiple", fan_in_multiple)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name} must be an integer of at least 1, found {value!r}.")
+    if connection_block > 1 and sparsity is None:
+        raise ConfigurationError("connection_block needs a sparsity; the dense network (null) has no blocks.")
+    if fan_in_multiple > 1 and connection_block == 1:
+        raise ConfigurationError("fan_in_multiple needs a connection_block above 1; single kernels have no fan-in.")
 
 
 def _is_number(value: Any) -> bool:

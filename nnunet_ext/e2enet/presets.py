@@ -1,4 +1,4 @@
-"""Named settings for `nnunet_ext plan --preset e2enet/NAME`: the rows of the papers' tables.
+"""Named settings for `nnunet_ext plan --preset e2enet/NAME`: the rows of the papers' tables, and forms of ours.
 
 Each changes one thing, and several combine: `--preset e2enet/amos-s70 --preset e2enet/no-shift`.
 """
@@ -11,6 +11,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "s90": {"sparsity": 0.9},
     # The published AMOS figures at S = 0.7 fit only with density 0.2 in the fusion convolutions with 48 outputs.
     "amos-s70": {"sparsity": 0.7, "density_overrides": {"48": 0.2}},
+    # Not of the papers: 16 neighbouring outputs share their inputs.
+    "s80_blocks": {"sparsity": 0.8, "connection_block": 16},
+    "s90_blocks": {"sparsity": 0.9, "connection_block": 16},
     "dense": {"sparsity": None},
     "static": {"freeze_topology": True},
     "no-shift": {"shift_size": 0},

@@ -22,11 +22,13 @@ from torch.func import functional_call
 from torch.nn.modules import module as torch_modules
 
 from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
-from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d
+from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d, SparseConnections
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
 from nnunet_ext.layers.convolutions import convolution_gradients
 from nnunet_ext.layers.precision import same_autocast
 
 Shifts = list[tuple[int, int]]
+KNOWN = (nn.Conv3d, MaskedConv3d, SharedInputConv3d)
 
 
 class _MadeOf(NamedTuple):
@@ -49,7 +51,7 @@ def can_rebuild(conv: nn.Module, norm: nn.Module | None = None, act: nn.Module |
     """Whether these modules compute what this file does in their place: of known types, without hooks."""
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    known: bool = type(conv) in (nn.Conv3d, MaskedConv3d) and conv.groups == 1 and conv.padding_mode == "zeros"  # type: ignore
+    known: bool = type(conv) in KNOWN and conv.groups == 1 and conv.padding_mode == "zeros"  # type: ignore
     if norm is not None:
         known = known and type(norm) is nn.InstanceNorm3d and norm.affine and not norm.track_running_stats
         known = known and type(act) is nn.LeakyReLU
@@ -103,6 +105,13 @@ def _normalised(z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return F.batch_norm(rows, mean, torch.ones_like(mean), scale, bias, eps=0.0).view_as(z)
 
 
+def convolve(conv: Any, parts: list[Tensor], shifts: Shifts, axis: int) -> Tensor:
+    """`conv` of the shifted concatenation of `parts`, which one with shared inputs does without."""
+    if isinstance(conv, SharedInputConv3d):
+        return conv(parts, shifts)
+    return conv(shifted_concat(parts, shifts, axis))
+
+
 def rebuilding_convolution(
     conv: Any,
     sources: Sequence[Tensor],
@@ -117,7 +126,7 @@ def rebuilding_convolution(
     made_of = [getattr(source, "made_of", None) for source in sources]
     made_of = [m if m is not None and m.version == s._version else None for m, s in zip(made_of, sources, strict=True)]
     reading = _Reading(through, shifts or [], axis)
-    stored = conv.values if isinstance(conv, KernelSlots) else conv.weight
+    stored = conv.values if isinstance(conv, SparseConnections) else conv.weight
     return _Convolution.apply(conv, reading, made_of, stored, conv.bias, *sources, *reading.parameters())
 
 
@@ -134,8 +143,21 @@ class _Reading:
     def buffers(self, conv: nn.Module) -> list[Tensor]:
         return [b for module in (conv, *self.through) if module is not None for b in module.buffers()]
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        return shifted_concat(parts, self.shifts, self.axis)
+    def gradients(
+        self, conv: Any, grad: Tensor, parts: list[Tensor], stored: Tensor, wanted: Sequence[bool]
+    ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
+        """Of the parts, which this takes out of their list, of what is `stored` of the weight, and of the bias."""
+        if isinstance(conv, SharedInputConv3d):
+            return conv.gradients(grad, parts, self.shifts, stored, wanted)
+        channels = [part.shape[1] for part in parts]
+        x = shifted_concat(parts, self.shifts, self.axis)
+        parts.clear()
+        sparse = isinstance(conv, KernelSlots)
+        gx, gw, gb = convolution_gradients(conv, grad, x, conv.dense_weight(stored) if sparse else stored, wanted)
+        del x
+        if gw is not None and sparse:
+            gw = gw.flatten(0, 1).index_select(0, conv.index)
+        return None if gx is None else split_shifted(gx, channels, self.shifts, self.axis), gw, gb
 
 
 class _Convolution(torch.autograd.Function):
@@ -145,13 +167,13 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         sources, parameters = rest[: len(made_of)], rest[len(made_of) :]
         parts = [_passed(module, source) for module, source in zip(reading.through, sources, strict=True)]
-        ctx.conv, ctx.reading, ctx.channels = conv, reading, [part.shape[1] for part in parts]
+        ctx.conv, ctx.reading = conv, reading
         ctx.slopes = [None if m is None else m.slope for m in made_of]
         ctx.autocast = same_autocast(stored.device)
         kept = [t for s, m in zip(sources, made_of, strict=True) for t in ((s,) if m is None else m[:4])]
         # Buffers are saved so that torch notices where the topology moves before the backward pass.
         ctx.save_for_backward(stored, *parameters, *kept, *reading.buffers(conv))
-        return conv(reading.join(parts))
+        return convolve(conv, parts, reading.shifts, reading.axis)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -159,19 +181,12 @@ class _Convolution(torch.autograd.Function):
         conv, reading = ctx.conv, ctx.reading
         stored, *saved = ctx.saved_tensors
         branches = _branches(ctx, saved)
-        x = reading.join([branch.output() for branch in branches])
-        sparse = isinstance(conv, KernelSlots)
-        weight = conv.dense_weight(stored) if sparse else stored
         flows_back = any(ctx.needs_input_grad[5:])
-        gx, gw, gb = convolution_gradients(conv, grad, x, weight, [flows_back, *ctx.needs_input_grad[3:5]])
-        del x, weight
-        if gw is not None and sparse:
-            gw = gw.flatten(0, 1).index_select(0, conv.index)
-        if not flows_back:
+        parts, gw, gb = reading.gradients(
+            conv, grad, [branch.output() for branch in branches], stored, [flows_back, *ctx.needs_input_grad[3:5]]
+        )
+        if parts is None:
             return None, None, None, gw, gb, *(None for _ in ctx.needs_input_grad[5:])
-        assert gx is not None
-        parts = split_shifted(gx, ctx.channels, reading.shifts, reading.axis)
-        del gx
         of_sources, of_parameters = [], []
         for branch in branches:
             source, *parameters = branch.gradients(parts.pop(0))

@@ -26,6 +26,10 @@ _SHARES = (
     "node come: active kernels of its first convolution whose input channel belongs to that direction, divided by all "
     "its active kernels. Ribbons are as wide as the shares."
 )
+_BLOCKS = (
+    "Connections are in blocks: up to {} neighbouring outputs of a convolution share their inputs, and it is inputs of "
+    "blocks that are dropped and grown."
+)
 _EXPECTED = (
     "The start is not recorded. Shown is what masks drawn at random have on average: each direction's share of the "
     "node's input channels. A training from pretrained weights starts with their masks instead."
@@ -103,6 +107,7 @@ def section(model: ModelFolder) -> Section | None:
         text=[
             _SHARES,
             *([_EXPECTED] if start is not None and how != MEASURED else []),
+            *([_BLOCKS.format(block)] if (block := _connection_block(model)) > 1 else []),
             _moved(runs),
         ],
         pictures=pictures,
@@ -138,6 +143,11 @@ def _columns(model: ModelFolder) -> dict[str, Sequence[int]]:
         for stage, nodes in enumerate(fusion, start=1)
         for level, node in enumerate(nodes)
     }
+
+
+def _connection_block(model: ModelFolder) -> int:
+    block = model.arch_kwargs.get("connection_block")
+    return block if isinstance(block, int) and model.planned_network == METHODS[METHOD].network_path else 1
 
 
 def _flow_picture(shares: Shares, title: str) -> Picture:

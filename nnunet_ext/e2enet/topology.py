@@ -2,17 +2,18 @@
 
 Every `update_every` steps each masked convolution drops the share r(t) of its active kernels with the smallest L1
 norm, and as many kernels that were inactive before take their slots and grow from zero, so that the number of active
-kernels never changes.
+kernels never changes. Where blocks of outputs share their inputs (`shared_inputs.py`), each block does so with its
+inputs, by the L1 norm over all that the block reads of one; of a block's few inputs the share is rounded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.e2enet.masked import KernelSlots, masked_modules
+from nnunet_ext.e2enet.masked import SparseConnections, masked_modules
 
 
 class DynamicTopology:
@@ -46,7 +47,7 @@ class DynamicTopology:
         dynamic: bool = True,
         seed: int = 0,
     ) -> None:
-        self.layers: dict[str, KernelSlots] = dict(masked_modules(network))
+        self.layers: dict[str, SparseConnections] = dict(masked_modules(network))
         self.optimizer = optimizer
         self.total_steps, self.update_every = total_steps, update_every
         self.first_rate, self.final_rate = drop_rate, final_drop_rate
@@ -80,14 +81,16 @@ class DynamicTopology:
         rate = self.rate(self.steps)
         for position, (name, layer) in enumerate(self.layers.items()):
             generator = torch.Generator().manual_seed(_mixed(self.seed, self.updates, position))
-            norms = layer.values.flatten(1).abs().sum(1).cpu()
-            slots, grown = exchange(layer.index.cpu(), norms, layer.kernels, rate, generator)
-            self.ever_active[name].view(-1)[grown] = True
-            slots, grown = slots.to(layer.index.device), grown.to(layer.index.device)
-            layer.overwrite(slots, grown)
-            for moment in self.optimizer.state.get(layer.values, {}).values():
-                if isinstance(moment, Tensor) and moment.shape == layer.values.shape:
-                    moment[slots] = 0
+            norms = layer.by_slot(layer.values).flatten(2).abs().sum(2).cpu()
+            state = self.optimizer.state.get(layer.values, {}).values()
+            moments = [m for m in state if isinstance(m, Tensor) and m.shape == layer.values.shape]
+            for pool, index in enumerate(layer.pools.cpu()):
+                slots, grown = exchange(index, norms[pool], layer.candidates, rate, generator, layer.whole)
+                slots, grown = slots.to(layer.pools.device), grown.to(layer.pools.device)
+                layer.overwrite(slots, grown, pool)
+                for moment in moments:
+                    layer.by_slot(moment)[pool, slots] = 0
+            self.ever_active[name] |= layer.kernel_mask.cpu()
         self.updates += 1
 
     def state(self) -> dict[str, Any]:
@@ -114,21 +117,27 @@ class DynamicTopology:
 
 
 def exchange(
-    index: Tensor, norms: Tensor, kernels: int, rate: float, generator: torch.Generator
+    index: Tensor,
+    norms: Tensor,
+    candidates: int,
+    rate: float,
+    generator: torch.Generator,
+    whole: Callable[[float], int] = math.ceil,
 ) -> tuple[Tensor, Tensor]:
-    """Which slots of a layer are given up at an update, and which kernels take them: two int64 tensors `[n]`.
+    """Which slots of a pool are given up at an update, and what takes them: two int64 tensors `[n]`.
 
     Args:
-        index: the kernel of each slot, int64 `[active]`.
-        norms: its L1 norm `[active]`.
-        kernels: how many there are, active or not.
-        rate: share of the active kernels to drop; ceil(rate * active) are dropped, at most as many as are inactive.
-        generator: draws the regrown kernels, uniformly among those inactive before the drop (algorithm 1).
+        index: what each slot holds, int64 `[slots]`: a kernel of the layer, or an input of a block.
+        norms: its L1 norm `[slots]`.
+        candidates: how many there are, active or not.
+        rate: share of the slots to give up, at most as many as are inactive.
+        generator: draws what grows, uniformly among those inactive before the drop (algorithm 1).
+        whole: makes rate * slots a whole number.
 
     Ties go to the lower index, so that exactly that many are dropped.
     """
-    inactive = torch.ones(kernels, dtype=torch.bool).index_fill(0, index, False).nonzero().squeeze(1)
-    count = min(math.ceil(rate * len(index)), len(inactive))
+    inactive = torch.ones(candidates, dtype=torch.bool).index_fill(0, index, False).nonzero().squeeze(1)
+    count = min(whole(rate * len(index)), len(inactive))
     ascending = torch.argsort(index)
     weakest = ascending[torch.argsort(norms[ascending], stable=True)[:count]]
     return weakest, inactive[torch.randperm(len(inactive), generator=generator)[:count]]
@@ -145,7 +154,7 @@ def direction_shares(network: nn.Module) -> dict[str, dict[str, float]]:
             conv = node.convs[0].conv
             columns = (
                 conv.kernel_mask.sum(0)
-                if isinstance(conv, KernelSlots)
+                if isinstance(conv, SparseConnections)
                 else conv.weight.new_full((conv.in_channels,), conv.out_channels)
             )
             counts = [int(part.sum()) for part in columns.split(node.directions)]

@@ -128,6 +128,8 @@ def _cost(model: ModelFolder) -> Iterator[tuple[str, str]]:
         "Parameters",
         f"{parameters['total']:,} in all, {parameters['active']:,} active, {parameters['trainable']:,} trainable",
     )
+    if "density" in measured:
+        yield "Active kernels", f"{measured['density']:.2%} of those of the sparse convolutions"
     for convention, meaning in _CONVENTIONS.items():
         if convention in measured:
             cost = measured[convention]

@@ -260,6 +260,7 @@ def _complexity(content: Any) -> dict[str, Any]:
         "network": str(content["network"]),
         "patch_size": [int(size) for size in content["patch_size"]],
         "parameters": {key: int(content["parameters"][key]) for key in ("total", "trainable", "active")},
+        **({"density": float(content["density"])} if "density" in content else {}),
         **{
             convention: {unit: float(content[convention][unit]) for unit in ("gmacs", "gflops")}
             for convention in ("true", "paper")

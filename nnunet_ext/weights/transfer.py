@@ -22,8 +22,9 @@ def transfer(source: nn.Module, target: nn.Module, skip: str = ".seg_layers.") -
         The names taken over, and name -> reason for what keeps its initial values.
 
     Raises:
-        ConfigurationError: a sparse layer has another number of active kernels (the sparsity differs), one network is
-            sparse where the other is dense, or a frozen parameter would keep random values for ever.
+        ConfigurationError: a sparse layer has another number of active kernels (the sparsity differs) or connections of
+            another form, one network is sparse where the other is dense, or a frozen parameter would keep random
+            values for ever.
     """
     taken: list[str] = []
     new: dict[str, str] = {}
@@ -67,7 +68,7 @@ def _reason_against(full: str, part: str, module: nn.Module, other: nn.Module | 
 
 def _shape(module: Any, part: str) -> tuple[int, ...]:
     """Of a tensor; of the active kernels of a sparse layer, and of which they are, the shape of its whole weight."""
-    if hasattr(module, "dense_shape") and part in ("values", "index"):
+    if hasattr(module, "dense_shape") and part in ("values", "index", "inputs"):
         return module.dense_shape
     return tuple(getattr(module, part).shape)
 
@@ -80,10 +81,20 @@ def _check_sparsity(name: str, source: Any, target: Any, skip: str) -> None:
     if (theirs is None) != (ours is None):
         sparse = "source" if ours is None else "target"
         raise ConfigurationError(f"{name} is sparse only in the {sparse}. Give both the same sparsity.")
+    blocks = [getattr(module, "connection_block", None) for module in (source, target)]
+    if theirs is not None and blocks[0] != blocks[1]:
+        raise ConfigurationError(
+            f"{name} has {_form(blocks[0])} in the source and {_form(blocks[1])} in the target, and one says nothing "
+            f"about the other. Give both the same connection_block."
+        )
     if theirs != ours:
         raise ConfigurationError(
             f"{name} has {theirs} active kernels in the source and {ours} in the target. Give both the same sparsity."
         )
+
+
+def _form(block: int | None) -> str:
+    return f"connections in blocks of {block} outputs" if block is not None and block > 1 else "single connections"
 
 
 def _weight_shape(module: Any) -> tuple[int, ...] | None:

@@ -69,6 +69,7 @@ class NetworkContract(OnRequest):
 
     network_class: type[nn.Module]
     older_torch: dict[str, str] = {}  # backend of torch.compile -> why torch 2.6 cannot train with it
+    training_tolerance = 0.0  # of the largest logit, for one that compiled adds up in another order
     prediction_tolerance = 0.0  # of the largest logit, for a network that predicts with another order of summation
 
     @classmethod
@@ -276,7 +277,7 @@ class NetworkContract(OnRequest):
     def test_dynamo_captures_the_network(self):
         if not self.network_class.supports_compile:
             pytest.skip("not claimed")
-        self.compiles_equally("eager", tolerance=0)
+        self.compiles_equally("eager", tolerance=1e-4 if self.training_tolerance else 0)
 
     @pytest.mark.parametrize(
         ("backend", "training", "mode", "cast"),
@@ -302,7 +303,9 @@ class NetworkContract(OnRequest):
             with mode(), torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.random.fork_rng():
                 torch.manual_seed(0)
                 results.append(heads(call(x)))
-        limit = max(0.0 if backend == "eager" else 1e-5, 0.0 if training else self.prediction_tolerance)
+        limit = max(
+            0.0 if backend == "eager" else 1e-5, self.training_tolerance if training else self.prediction_tolerance
+        )
         for ours, theirs in zip(*results, strict=True):
             assert (ours.float() - theirs.float()).abs().max() <= limit * theirs.float().abs().max()
         if training:

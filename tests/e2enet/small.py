@@ -5,6 +5,7 @@ from torch import nn
 
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d, SharedInputConvTranspose3d
 from nnunet_ext.e2enet.topology import DynamicTopology
 
 
@@ -32,14 +33,36 @@ class SmallNetwork(nn.Module):
         return torch.randn(1, 3, 2, 3, 3, generator=generator)
 
 
+class SmallNetworkInBlocks(SmallNetwork):
+    """The same shapes, in which 4, 5 and 3 outputs share their inputs."""
+
+    def __init__(self, sparsity=0.4):
+        super().__init__()
+
+        def blocks(size):
+            return {"density": 1 - sparsity, "connection_block": size}
+
+        self.layers[0] = SharedInputConvTranspose3d(3, 8, (1, 2, 2), bias=False, **blocks(4))
+        self.layers[1] = SharedInputConv3d(8, 10, (1, 3, 3), 1, (0, 1, 1), **blocks(5))
+        self.layers[4] = SharedInputConv3d(10, 6, (1, 1, 3), 1, (0, 0, 1), **blocks(3))
+        for _, module in masked_modules(self):
+            draw(module)
+
+
 class SmallE2ENet(E2ENet):
-    def __init__(self, sparsity=0.7):
+    def __init__(self, sparsity=0.7, **kwargs):
         strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
-        super().__init__(1, 2, strides=strides, features_per_stage=[4, 5, 6], sparsity=sparsity, deep_supervision=True)
+        kwargs = {"features_per_stage": [4, 5, 6], "sparsity": sparsity, "deep_supervision": True, **kwargs}
+        super().__init__(1, 2, strides=strides, **kwargs)
 
     @staticmethod
     def image(generator):
         return torch.randn(1, 1, 2, 8, 8, generator=generator)
+
+
+class SmallE2ENetInBlocks(SmallE2ENet):
+    def __init__(self, sparsity=0.5):
+        super().__init__(sparsity, features_per_stage=[4, 6, 8], connection_block=2)
 
 
 def build(kind=SmallNetwork, seed=0, **kwargs):
@@ -89,17 +112,34 @@ def tensors(network):
     return {n: t.detach().clone() for n, t in (*network.named_parameters(), *network.named_buffers())}
 
 
-def by_kernel(module, per_slot):
-    """What belongs to the slots, at their kernels: `[active, *] -> [a, b, *]`, zero elsewhere."""
-    rows = per_slot.new_zeros(module.kernels, *per_slot.shape[1:])
-    rows[module.index] = per_slot.detach()
-    return rows.view(*module.dense_shape[:2], *per_slot.shape[1:])
+def by_candidate(module, tensor):
+    """What belongs to the slots of a tensor like `values`, at what they hold: `[pools, candidates, *]`, else zero.
+
+    Of single kernels `[1, kernels, *kernel]`; of blocks `[groups, C_in, block, *kernel]`.
+    """
+    slots = tensor.detach() if tensor.ndim == 4 else tensor.detach().transpose(1, 2)
+    slots = slots[None] if tensor.ndim == 4 else slots
+    rows = slots.new_zeros(len(slots), module.candidates, *slots.shape[2:])
+    for row, values, held in zip(rows, slots, held_by(module), strict=True):
+        row[held] = values
+    return rows
 
 
-def train_one_rank(rank, folder):
+def held_by(module):
+    """What the slots hold, `[pools, slots]`, a copy."""
+    return module.inputs.clone() if hasattr(module, "inputs") else module.index[None].clone()
+
+
+def active_in(module):
+    """Bool `[pools, candidates]`."""
+    held = held_by(module)
+    return torch.zeros(len(held), module.candidates, dtype=torch.bool).scatter(1, held, True)
+
+
+def train_one_rank(rank, folder, kind):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    network = build(SmallE2ENet)
+    network = build(kind)
     torch.manual_seed(rank)
     parallel = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
     optimizer = sgd(network)

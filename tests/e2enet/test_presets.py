@@ -101,6 +101,11 @@ def test_presets_do_what_they_say():
     assert density("s90", first) == pytest.approx(0.1, abs=1e-3)
     assert density("amos-s70", first) == pytest.approx(0.2, abs=1e-3)
     assert density("amos-s70", up) == pytest.approx(0.3, abs=1e-3)
+    for preset, fan_in in (("s80_blocks", 19), ("s90_blocks", 10)):
+        blocks = network(preset)
+        assert blocks.connection_block == 16
+        assert blocks.fusion[0][0].convs[0].conv.values.shape == (3, 16, fan_in, 1, 3, 3)
+        assert blocks.fusion[0][0].up.values.shape[:2] == (3, 16)
     assert list(masked_modules(network("dense"))) == []
     shifts = {preset: network(preset).fusion[0][0].convs[0].shifts for preset in ("no-shift", "shift-2", "3x3x3")}
     assert shifts["no-shift"] == shifts["3x3x3"] == []

@@ -136,13 +136,13 @@ def unet():
     )  # fmt: skip
 
 
-def test_the_papers_network_keeps_at_most_a_quarter_more_than_nnunets():
+@pytest.mark.parametrize("connection_block", [1, 16])
+def test_the_papers_network_keeps_at_most_a_quarter_more_than_nnunets(connection_block):
     def kept(network):
         return kept_elements(network, torch.empty(1, 1, 64, 64, 64, device="meta")) / 64**3
 
-    ours, plain = (
-        E2ENet(1, 16, strides=CUBES, deep_supervision=True, memory_efficient=efficient) for efficient in (True, False)
-    )
+    options = {"strides": CUBES, "deep_supervision": True, "connection_block": connection_block}
+    ours, plain = (E2ENet(1, 16, memory_efficient=efficient, **options) for efficient in (True, False))
     assert kept(ours) <= 1.25 * kept(unet())
     assert kept(ours) < 0.3 * kept(plain)
 
@@ -165,10 +165,12 @@ def test_activations_are_not_kept():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_keeps_as_little():
+@pytest.mark.parametrize("connection_block", [1, 4])
+def test_a_compiled_network_keeps_as_little(connection_block):
     """By the partitioner that inductor uses; plain, it would keep three times as much."""
     torch._dynamo.reset()
     options = {"strides": FOUR, "base_features": 8, "sparsity": 0.8, "deep_supervision": True}
+    options["connection_block"] = connection_block
     network, x = E2ENet(1, 3, **options), torch.randn(1, 1, 16, 64, 64)
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     saved = {}

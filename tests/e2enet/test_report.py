@@ -103,6 +103,16 @@ def test_a_start_that_does_not_fit_the_history_is_left_out_and_named(tmp_path, c
     assert reason in read.notes[0]
 
 
+@pytest.mark.parametrize("block", [1, 16])
+def test_connections_in_blocks_are_said(tmp_path, block):
+    model = e2enet_model(tmp_path)
+    arch_kwargs = {**ARCH_KWARGS, "connection_block": block}
+    model.plans["configurations"]["3d_fullres"]["architecture"] = {**E2ENET, "arch_kwargs": arch_kwargs}
+    write_json(model.path / "plans.json", model.plans)
+    text = " ".join(section(read_model_folder(model.path)).text)
+    assert ("up to 16 neighbouring outputs of a convolution share their inputs" in text) == (block == 16)
+
+
 def test_epochs_with_a_topology_update_are_marked(tmp_path):
     model = e2enet_model(tmp_path)
     marks = topology(read_model_folder(model.path).folds[0])

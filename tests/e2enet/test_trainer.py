@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from contract.trainer import STRIDES, TrainerContract, checkpoint
+from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, checkpoint
+from e2enet.small import active_in
 from end_to_end.stock import Workspace, make_dataset, segmentations
 
 from nnunet_ext.e2enet.masked import masked_modules
@@ -164,3 +165,23 @@ class TestE2ENetTrainer(TrainerContract):
         assert len(indices) == 8
         assert all(torch.equal(tuned[key], before[key]) for key in indices)
         assert any(not torch.equal(tuned[key], before[key]) for key in tuned if key.endswith("conv.weight"))
+
+
+class TestE2ENetTrainerInBlocks(TrainerContract, on_request=STOCK_COMMANDS):
+    """The same trainer, whose network has connections in blocks."""
+
+    trainer = "E2ENetTrainer"
+    planner = "E2ENetPlanner"
+    plans = "E2ENetPlans"
+    arch_kwargs = {"strides": STRIDES, "features_per_stage": [6, 6, 8], "sparsity": 0.6, "connection_block": 2}
+    options = {**TestE2ENetTrainer.options}
+
+    def test_inputs_move_on_schedule_and_every_block_keeps_as_many(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        before = {name: active_in(m) for name, m in masked_modules(trainer.network)}
+        self.run_epoch(trainer)
+        assert (trainer.topology.steps, trainer.topology.updates) == (4, 1)
+        after = {name: active_in(m) for name, m in masked_modules(trainer.network)}
+        assert any((before[name] != after[name]).any() for name in before)
+        assert all(torch.equal(before[name].sum(1), after[name].sum(1)) for name in before)

@@ -75,7 +75,8 @@ def packed_logits(network: Any, x: Tensor) -> Tensor | None:
         except PackedUnavailable as error:
             reason = str(error)
     if reason is not None:
-        _say(f"E2ENet predicts with torch's dense convolutions: {reason}.")
+        kind = "" if network.connection_block > 1 else "dense "  # those of blocks compute what is active
+        _say(f"E2ENet predicts with torch's {kind}convolutions: {reason}.")
         return None
     stored = ", volumes in bfloat16" if _stored_bytes() == 2 else ""
     _say(f"E2ENet predicts with packed sparse convolutions{stored} ({SWITCH}=0 switches them off).")
