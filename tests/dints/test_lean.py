@@ -76,7 +76,8 @@ def test_a_second_derivative_is_refused():
     ids=["net", "at full resolution", "supernet"],
 )
 def test_networks_compute_the_same_with_plain_convolutions(make, cast, monkeypatch):
-    x, results = torch.randn(1, 1, 32, 32, 16), []
+    # At 2x2x2 voxels and less oneDNN leaves bfloat16 gradients of weights uninitialised on some processors.
+    x, results = torch.randn(1, 1, *((64, 64, 32) if cast else (32, 32, 16))), []
     for lean in (True, False):
         if not lean:
             monkeypatch.setattr(cells, "lean_convolution", plain_convolution)
