@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract.on_request import thorough
 from deployment.models import LABELS, make_images, make_model
 from end_to_end.stock import Workspace, segmentations
 from med_danet.small import TWO, arch_kwargs
@@ -455,7 +456,9 @@ def test_the_second_stage_of_a_cascade_has_no_label_maps_to_compare(model, image
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "E2ENetTrainer", "MedTuningTrainer", "MedDANetTrainer"])
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainer", "E2ENetTrainer", "MedTuningTrainer", pytest.param("MedDANetTrainer", marks=thorough)]
+)
 def test_stock_commands_predict_the_same_from_it(name, images, tmp_path):
     model = make_model(tmp_path / "made", name)
     workspace = Workspace(tmp_path / "user")
@@ -490,7 +493,8 @@ def test_ctrl_c_leaves_nothing(model, tmp_path):
     import time
 
     words = [sys.executable, "-m", "nnunet_ext", "export-model", str(model), "-o", str(tmp_path / "slim"), "--onnx"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     end = time.monotonic() + 60
     while not list(tmp_path.glob(".slim.*/model/fold_1/*.pth")):
         assert process.poll() is None and time.monotonic() < end
