@@ -32,10 +32,10 @@ CLASSES = 16
 
 
 def strides_of(patch):
-    """The paper's six levels: each halves the axes that are not much shorter than the longest, down to 2 voxels."""
+    """The paper's six levels: each halves even axes that are not much shorter than the longest, down to 2 voxels."""
     size, strides = list(patch), [[1, 1, 1]]
     for _ in range(5):
-        strides.append([2 if s >= 4 and 2 * s > max(size) else 1 for s in size])
+        strides.append([2 if s >= 4 and s % 2 == 0 and 2 * s > max(size) else 1 for s in size])
         size = [s // n for s, n in zip(size, strides[-1], strict=True)]
     return strides
 
