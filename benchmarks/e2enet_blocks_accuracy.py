@@ -48,9 +48,9 @@ SHORT = f"""from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrai
 
 
 class ShortTrainer(nnUNetTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def initialize(self):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {EPOCHS}, {STEPS}, 5
+        super().initialize()
 """
 
 
