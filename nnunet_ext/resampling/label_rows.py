@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.resampling.grids import Grids
+from nnunet_ext.resampling.matrices import is_identity
 
 TILE = 64  # voxels of the result along each side of a tile
 ROWS = 16  # rows of the result that are made together
@@ -246,13 +247,9 @@ def _ranges(box: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _interpolated(box: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """`box [C, k, h, w]` on the grid of the result, `[C, k', h', w']`."""
     rows, one, two = matrices
-    if not _is_identity(rows):  # first, while there is little
+    if not is_identity(rows.numpy()):  # first, while there is little
         box = torch.matmul(rows, box.flatten(2)).view(len(box), len(rows), *box.shape[2:])
     return torch.matmul(one, torch.matmul(box, two.T))
-
-
-def _is_identity(matrix: Tensor) -> bool:
-    return matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype))
 
 
 def _best_two(

@@ -31,9 +31,8 @@ def resample_separable(
 
     Images in float32 are computed in float32, with a largest difference to nnU-Net's float64 of 1e-6 of their range;
     all else in float64, so that the results differ in the last bit at most. A volume with NaN or infinite values is
-    left to nnU-Net's function. Of a label map the label with the largest
-    interpolated indicator wins; where two are equal (to 1e-9) the nearest voxel's label if it is one of them, else the
-    smallest.
+    left to nnU-Net's function. Of a label map the label with the largest interpolated indicator wins; where two are
+    equal (to 1e-9) the nearest voxel's label if it is one of them, else the smallest.
 
     Args:
         data: image, label map or probabilities; an array, or a tensor on the CPU.
@@ -66,9 +65,9 @@ def _image(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.nda
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return _stock(volume, grids, order, order_z)
     dtype = torch.float32 if volume.dtype == np.float32 else torch.float64
-    x = apply_matrices(volume, grids.in_plane(order), dtype).numpy()
-    np.clip(x, low, high, out=x)
-    return x if grids.thick is None else _through_plane(x, grids, order_z)
+    x = apply_matrices(volume, grids.in_plane(order), dtype)
+    np.clip(x.numpy(), low, high, out=x.numpy())
+    return (x if grids.thick is None else _through_plane(x, grids, order_z)).numpy()
 
 
 def _stock(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.ndarray:
@@ -80,13 +79,13 @@ def _stock(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.nda
     )[0]
 
 
-def _through_plane(x: np.ndarray, grids: Grids, order_z: int) -> np.ndarray:
+def _through_plane(x: Tensor, grids: Grids, order_z: int) -> Tensor:
     assert grids.thick is not None
     if grids.shape[grids.thick] == grids.new_shape[grids.thick]:
         return x
     matrices = [np.eye(n) for n in x.shape]
     matrices[grids.thick] = grids.through_plane(order_z)
-    return apply_matrices(x, matrices, torch.from_numpy(x).dtype).numpy()
+    return apply_matrices(x, matrices, x.dtype)
 
 
 def _labels(volume: np.ndarray, grids: Grids, order: int, order_z: int) -> np.ndarray:

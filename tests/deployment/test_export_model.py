@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from challenges.commands import start
 from contract.on_request import thorough
 from deployment.models import LABELS, make_images, make_model
 from end_to_end.stock import Workspace, segmentations
@@ -488,13 +488,11 @@ def test_stock_commands_predict_the_same_from_it(name, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing(model, tmp_path):
+def test_ctrl_c_leaves_nothing(model, tmp_path, tmp_path_factory):
     import signal
     import time
 
-    words = [sys.executable, "-m", "nnunet_ext", "export-model", str(model), "-o", str(tmp_path / "slim"), "--onnx"]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = start(tmp_path_factory.mktemp("driver"), "export-model", model, "-o", tmp_path / "slim", "--onnx")
     end = time.monotonic() + 60
     while not list(tmp_path.glob(".slim.*/model/fold_1/*.pth")):
         assert process.poll() is None and time.monotonic() < end
