@@ -12,13 +12,11 @@ and short enough for a CPU. A run that was killed goes on: finished trainings ar
 import argparse
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from stock_commands import command, settings_words
 
 from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.dints.architecture_code import CVPR_CODE
@@ -43,16 +41,10 @@ TRAINING = {
 }  # fmt: skip
 
 
-def command(*words):
-    print(time.strftime("%H:%M:%S"), *words, flush=True)
-    subprocess.run([str(Path(sys.executable).parent / words[0]), *map(str, words[1:])], check=True)
-
-
 def plan(dataset, method, name, settings, *words):
-    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     command(
         "nnunet_ext", "plan", dataset, "--method", method, "--name", name, "--configuration", CONFIGURATION,
-        "--overwrite", *words, *pairs,
+        "--overwrite", *words, *settings_words(settings),
     )  # fmt: skip
 
 

@@ -16,14 +16,12 @@ and differences paired by fold, seed and case with a bootstrap interval over cas
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from stock_commands import command, settings_words
 
 from nnunet_ext.files import read_json, write_json
 
@@ -54,11 +52,6 @@ class ShortTrainer(nnUNetTrainer):
 """
 
 
-def command(*words, **environment):
-    words = [str(Path(sys.executable).parent / words[0]), *map(str, words[1:])]
-    subprocess.run(words, check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-
-
 def plan(dataset, preprocessed, name, settings, seed):
     """Writes the plans of one training under `name`."""
     if settings is None:
@@ -67,13 +60,8 @@ def plan(dataset, preprocessed, name, settings, seed):
         plans["configurations"][CONFIGURATION]["batch_size"] = COMMON["batch_size"]
         write_json(preprocessed / f"{name}.json", plans)
         return
-    pairs = [
-        word
-        for key, value in {**COMMON, **settings, "seed": seed}.items()
-        for word in ("--set", f"{key}={json.dumps(value)}")
-    ]
-    words = ("--from", "E2ENetPlans", "--name", name, "--configuration", CONFIGURATION, "--overwrite", *pairs)
-    command("nnunet_ext", "plan", dataset, *words)
+    words = ("--from", "E2ENetPlans", "--name", name, "--configuration", CONFIGURATION, "--overwrite")
+    command("nnunet_ext", "plan", dataset, *words, *settings_words({**COMMON, **settings, "seed": seed}))
 
 
 def train(dataset, variant, fold, seed):
@@ -94,7 +82,6 @@ def train(dataset, variant, fold, seed):
         after = os.times()
         folder = next(Path(place).glob(f"*/{trainer}__{name}__{CONFIGURATION}/fold_{fold}/validation"))
         cases = read_json(folder / "summary.json")["metric_per_case"]
-        shutil.rmtree(folder)
     (preprocessed / f"{name}.json").unlink()
     return {
         "variant": variant, "fold": fold, "seed": seed,
