@@ -6,6 +6,7 @@ of the part that has just been computed, and never through DDP's forward pass, w
 """
 
 import os
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -19,19 +20,24 @@ from nnunet_ext.costs.unet import unet_macs
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 from nnunet_ext.layers.gradients import average_gradients, forget_moments
+from nnunet_ext.layers.norm import settle_statistics
 from nnunet_ext.layers.precision import autocast_of
 from nnunet_ext.med_danet.accounting import EpochNotes, noted_cases, report_text, row_text, validation_report
-from nnunet_ext.med_danet.bank import PAPER_BANK
+from nnunet_ext.med_danet.bank import PAPER_BANK, take_bank
 from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels, truth_and_valid
 from nnunet_ext.med_danet.costs import slice_costs
+from nnunet_ext.med_danet.evidence import EVIDENCE_FILE, calibrated, evidence, joined, lines_of, seen_slices
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
-from nnunet_ext.med_danet.phases import Phases, continued, thinned
+from nnunet_ext.med_danet.phases import Phases, continued, thinned, unfinished_text
+from nnunet_ext.med_danet.routing import lowest_nearby, safe_threshold
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
+from nnunet_ext.trainers.whole_cases import case_of, tiles_of
 from nnunet_ext.weights.random_state import mixed_seed
 
 CLIP = 12  # norm of gradients, nnU-Net's
+SETTLING_STEPS = 8  # of an epoch's end, on whose slices the decision network's BatchNorm settles
 
 
 class MedDANetTrainer(ExtTrainer):
@@ -57,6 +63,11 @@ class MedDANetTrainer(ExtTrainer):
             )
         candidates = len(planned.network_arch_init_kwargs.get("candidates") or PAPER_BANK)
         options.weights(candidates), options.leaving([1] * candidates)
+        if options.skip_neighbours and len(planned.patch_size) == 2:
+            raise ConfigurationError(
+                f"A 2d configuration sees slices one by one: 'skip_neighbours' must be 0 or null, found "
+                f"{options.skip_neighbours}."
+            )
         return options
 
     def _do_i_compile(self) -> bool:
@@ -89,10 +100,11 @@ class MedDANetTrainer(ExtTrainer):
         network.set_regions(self.label_manager.has_regions)
         self.slice_costs = slice_costs(network, self.configuration_manager.patch_size[-2:])
         macs = self.slice_costs.candidates
-        self.costs = scaled_costs(macs)
+        self.metric = self.options.metric(scaled_costs(macs))
         self.class_weights = self.options.weights(len(macs))
         self.phases = Phases(self.options, len(macs), self.options.leaving(macs))
         self._step, self._notes = 0, EpochNotes(len(macs))
+        self._latest_slices: deque[Tensor] = deque(maxlen=SETTLING_STEPS)
         self.print_to_log_file(self.phases.text(self.slice_costs.titles, network.largest))
 
     @property
@@ -108,14 +120,34 @@ class MedDANetTrainer(ExtTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = self.phases.rate(self.current_epoch, self._step)
 
+    def on_train_start(self) -> None:
+        """nnU-Net's; a training without a phase for the bank takes a finished one before."""
+        if not self.was_initialized:
+            self.initialize()
+        if self.current_epoch == 0 and self.options.bank_weights is not None:
+            take_bank(self.net, self.options.bank_weights)
+            self.print_to_log_file(f"The candidates are those of {self.options.bank_weights}.")
+        super().on_train_start()
+
+    def _set_rules(self) -> None:
+        """What the options say about skipping, into the network, so that checkpoints know it."""
+        flat, axes = len(self.configuration_manager.patch_size), self.inference_allowed_mirroring_axes or ()
+        neighbours = self.options.skip_neighbours
+        self.net.skip_neighbours.fill_(int(flat == 3) if neighbours is None else neighbours)
+        if self.options.skip_threshold is not None:
+            self.net.skip_threshold.fill_(self.options.skip_threshold)
+        self.net.mirror_axes.copy_(torch.tensor([flat - 2 in axes, flat - 1 in axes]))
+
     def on_train_epoch_start(self) -> None:
         """nnU-Net's; then freezes what does not learn, and draws from random numbers that belong to the epoch."""
-        self._step, self._notes = 0, EpochNotes(len(self.costs))
+        self._set_rules()
+        self._step, self._notes = 0, EpochNotes(len(self.net.candidates))
         self._set_rate()
         super().on_train_epoch_start()
         if self.current_epoch == self.options.decision_start:
             self._best_ema = None  # that of the bank's best candidate could never be reached by a routed one
             forget_moments(self.optimizer, self.net.candidates)  # nothing reads them any more
+            self._say_last_losses()
         if not self.decides:
             self.net.decision_trained.fill_(False)  # pretrained weights may say otherwise
         learning = self._learning()
@@ -125,11 +157,26 @@ class MedDANetTrainer(ExtTrainer):
         # Dropout and the choice of slices are then the same after --c, and differ between ranks.
         torch.manual_seed(mixed_seed(self.seed, self.current_epoch, self.local_rank))
 
+    def _say_last_losses(self) -> None:
+        rows = [row["candidate_losses"] for row in reversed(self.history) if row.get("phase") == "bank"]
+        columns = zip(*rows, strict=True)  # the latest epoch first; a candidate that has left has no loss there
+        losses = [next((loss for loss in column if loss is not None), None) for column in columns]
+        if any(loss is not None for loss in losses):
+            costs = self.slice_costs
+            self.print_to_log_file(unfinished_text(costs.titles, costs.candidates, losses))
+
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """nnU-Net's; from the end of its first epoch on the decision network may choose."""
+        """nnU-Net's; from the end of its first epoch on the decision network may choose, with settled statistics."""
         super().on_train_epoch_end(train_outputs)
         if self.decides:
+            if self._latest_slices:
+                with autocast_of(self.device):
+                    settle_statistics(self.net.decision, torch.cat(tuple(self._latest_slices)))
+            self._latest_slices.clear()
             self.net.decision_trained.fill_(True)
+
+    def _case(self, dataset: Any, name: str) -> tuple[Tensor, Tensor]:
+        return case_of(dataset, name, self.label_manager, self.is_cascaded)
 
     # steps
 
@@ -137,13 +184,18 @@ class MedDANetTrainer(ExtTrainer):
         """One step of all candidates that learn, or of the decision network."""
         self._set_rate()
         data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
-        data, target = thinned(data, target, self.options.slices_per_step)
+        data, target = thinned(data, target, self.options.slices_per_step, self._foreground(target))
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._decision_loss(data, target)] if self.decides else self._bank_losses(data, target)
         if any(p.grad is not None for part in self._learning() for p in part.parameters()):
             self._update()
         self._step += 1
         return {"loss": np.mean([loss.cpu().numpy() for loss in losses])}
+
+    def _foreground(self, target: Tensor) -> Tensor:
+        """`[B, D]`, which slices hold some (2d: D = 1)."""
+        truth, _ = truth_and_valid(self.net.fold(target), self.net.num_classes, **self._told())
+        return truth.flatten(1).any(1).unflatten(0, (len(target), -1))
 
     def _update(self) -> None:
         if self.grad_scaler is not None:
@@ -192,15 +244,14 @@ class MedDANetTrainer(ExtTrainer):
         """Equation 7 on this batch's own labels."""
         slices = self.net.fold(data)
         with autocast_of(self.device):
-            labels = slice_labels(
-                self.net, slices, self.net.fold(target), self.costs, self.options.alpha, **self._told()
-            )
+            labels = slice_labels(self.net, slices, self.net.fold(target), self.metric, **self._told())
         known = labels != UNKNOWN
         if not self._on_any_rank(known):
             return torch.zeros(())
         with autocast_of(self.device):
             logits = self.net.decision(slices)
         self._notes.add_labels(labels[known].tolist(), logits.argmax(1)[known].tolist())
+        self._latest_slices.append(slices)
         return self._backward(decision_loss(logits, labels, self.class_weights), self.net.decision)
 
     # validation and results
@@ -210,14 +261,59 @@ class MedDANetTrainer(ExtTrainer):
         super().on_validation_epoch_start()
         self.net.record = []
 
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's; notes how sure the decision network is of skipping, for the threshold."""
+        result = super().validation_step(batch)
+        if self.net.routes:
+            with torch.no_grad(), autocast_of(self.device):
+                skip = self.net.shares(batch["data"].to(self.device))[..., 0]
+            skip = lowest_nearby(skip, int(self.net.skip_neighbours))
+            self._notes.add_skips(skip.flatten().tolist(), self._foreground(batch["target"]).flatten().tolist())
+        return result
+
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """nnU-Net's; the moving mean of the Dice starts again with the routed network."""
+        """nnU-Net's; sets the threshold; the moving mean of the Dice starts again with the routed network."""
         super().on_validation_epoch_end(val_outputs)
+        if self.net.routes and self.options.skip_threshold is None:
+            skip, foreground = zip(*sum(self.gathered(self._notes.skips), []), strict=True)
+            self.net.skip_threshold.fill_(safe_threshold(skip, foreground, self.options.skip_risk))
         if self.decides and self.current_epoch == self.options.decision_start:
             means = self.logger.local_logger.my_fantastic_logging
             means["ema_fg_dice"][-1] = means["mean_fg_dice"][-1]
         self._notes.add_choices([choice for choices in self.net.record or [] for choice in choices])
         self.net.record = None
+
+    def on_train_end(self) -> None:
+        """Sets the threshold by the validation's whole cases and says whether routing pays; then nnU-Net's."""
+        if self.net.routes:
+            self._weigh_up()
+        super().on_train_end()
+
+    def _weigh_up(self) -> None:
+        network, options = self.net.eval(), self.options
+        _, dataset = self.get_tr_and_val_datasets()
+        names = dataset.identifiers[self.local_rank :: dist.get_world_size()] if self.is_ddp else dataset.identifiers
+        mine = [(name, self._seen_case(dataset, name)) for name in names]
+        cases = [case for _, case in sorted(sum(self.gathered(mine), []), key=lambda named: named[0])]
+        allowed = options.skip_risk if options.skip_threshold is None else None
+        if allowed is not None:
+            network.skip_threshold.fill_(calibrated(cases, allowed))
+        if self.local_rank != 0:
+            return
+        report = evidence(cases, self.slice_costs, float(network.skip_threshold), int(network.skip_neighbours), allowed)
+        write_json(os.path.join(self.output_folder, EVIDENCE_FILE), report)
+        for line in lines_of(report):
+            self.print_to_log_file(line)
+
+    def _seen_case(self, dataset: Any, name: str) -> dict[str, np.ndarray]:
+        parts, neighbours = [], int(self.net.skip_neighbours)
+        for tile, true, inside in tiles_of(*self._case(dataset, name), self.configuration_manager.patch_size):
+            with autocast_of(self.device):
+                seen = seen_slices(
+                    self.net, tile.to(self.device), true.to(self.device), self.metric, neighbours, **self._told()
+                )
+            parts.append({column: values[inside.numpy()] for column, values in seen.items()})
+        return joined(parts)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's with batches in 2d; then writes what routing chose and spent over all tiles and mirrored passes."""

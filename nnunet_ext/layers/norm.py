@@ -1,5 +1,6 @@
 """Batch normalisation of slices."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,3 +13,19 @@ class SliceNorm(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+@torch.no_grad()
+def settle_statistics(part: nn.Module, x: Tensor) -> None:
+    """Gives every BatchNorm of `part` the statistics of `x` under the weights as they are, instead of running ones."""
+    norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta, training = [norm.momentum for norm in norms], part.training
+    for norm in norms:
+        norm.momentum = 1.0
+    try:
+        part.train()
+        part(x)
+    finally:
+        part.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -8,6 +8,7 @@ import numpy as np
 
 GIGA = 1e9
 EMPTY = "no foreground"
+UNKNOWN = "not annotated, or not wholly"  # and without foreground
 Votes = Sequence[Sequence[int]]
 
 
@@ -54,6 +55,7 @@ class EpochNotes:
     labels: list[int] = field(default_factory=list)  # slices that should have been skipped, then sent to each candidate
     agreed: int = 0  # slices for which the decision network chose its label
     choices: list[int] = field(default_factory=list)  # in validation, in the order of `labels`
+    skips: list[tuple[float, bool]] = field(default_factory=list)  # there: share of skip, and if there is foreground
 
     def add_loss(self, candidate: int, loss: float) -> None:
         """Notes a step of a candidate."""
@@ -68,6 +70,10 @@ class EpochNotes:
     def add_choices(self, chosen: Sequence[int]) -> None:
         """Notes the choices of a validation epoch."""
         self.choices = np.bincount(np.asarray(chosen, int), minlength=self.candidates + 1).tolist()
+
+    def add_skips(self, skip: Sequence[float], foreground: Sequence[bool]) -> None:
+        """Notes slices of the validation: the share of skip, and whether they hold foreground."""
+        self.skips += zip(skip, foreground, strict=True)
 
     def row(self, decides: bool) -> dict[str, Any]:
         """The row of the history; None stands for what did not happen in the epoch."""
@@ -93,14 +99,21 @@ def row_text(row: Mapping[str, Any]) -> str:
     )
 
 
-def slice_areas(labels: np.ndarray, regions: Mapping[str, Any]) -> tuple[dict[str, list[int]], list[int]]:
+def slice_areas(labels: np.ndarray, regions: Mapping[str, Any]) -> tuple[dict[str, list[int]], list[int], list[bool]]:
     """Pixels of each label or region, and of any of them, in each slice of a label map `[D, H, W]`.
 
-    `regions`: name -> its value, or values.
+    Args:
+        regions: name -> its value, or values; "background" aside, and with "ignore" where there is such a label.
+
+    Returns:
+        Besides, whether a slice shows no foreground but holds ignored pixels: nobody knows whether it has any.
     """
-    masks = {name: np.isin(labels, np.atleast_1d(values)) for name, values in regions.items()}
+    named = {name: value for name, value in regions.items() if name not in ("background", "ignore")}
+    masks = {name: np.isin(labels, np.atleast_1d(values)) for name, values in named.items()}
     areas = {name: mask.sum((1, 2)).tolist() for name, mask in masks.items()}
-    return areas, np.any(list(masks.values()), axis=0).sum((1, 2)).tolist()
+    foreground = np.any(list(masks.values()), axis=0).sum((1, 2))
+    ignored = (labels == regions["ignore"]).any((1, 2)) if "ignore" in regions else np.zeros(len(labels), bool)
+    return areas, foreground.tolist(), (ignored & (foreground == 0)).tolist()
 
 
 def case_votes(
@@ -131,14 +144,20 @@ def counts_of(votes: Votes) -> list[int]:
     return [sum(column) for column in zip(*votes, strict=True)]
 
 
-def counts_by_content(votes: Votes, areas: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+def counts_by_content(
+    votes: Votes, areas: Mapping[str, Sequence[int]], unknown: Sequence[bool] | None = None
+) -> dict[str, list[int]]:
     """Counts of slices without foreground, and of those that hold each label or region; a slice may hold several.
 
     Args:
         areas: label or region -> its pixels in each slice.
+        unknown: where annotation is missing, so that a slice is of a kind of its own; None where all is annotated.
     """
     nothing = [0] * len(votes[0])
-    kinds: dict[str, list[bool]] = {EMPTY: [not any(column) for column in zip(*areas.values(), strict=True)]}
+    empty = [not any(column) for column in zip(*areas.values(), strict=True)]
+    kinds: dict[str, list[bool]] = {EMPTY: empty}
+    if unknown is not None:
+        kinds = {EMPTY: [e and not u for e, u in zip(empty, unknown, strict=True)], UNKNOWN: list(unknown)}
     kinds |= {name: [area > 0 for area in column] for name, column in areas.items()}
     chosen = {name: [row for row, is_kind in zip(votes, kind, strict=True) if is_kind] for name, kind in kinds.items()}
     return {name: counts_of(rows) if rows else nothing for name, rows in chosen.items()}
@@ -152,11 +171,11 @@ def noted_cases(dataset: Any, recorded: Iterable[tuple[Any, Any]], labels: dict[
         recorded: (votes, padding) of each.
         labels: of dataset.json.
     """
-    regions = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
     cases = []
     for name, (votes, padding) in zip(dataset.identifiers, recorded, strict=True):
-        areas, foreground = slice_areas(np.asarray(dataset.load_case(name)[1][:])[0], regions)
-        cases.append({"case": name, "votes": votes, "padding": padding, "areas": areas, "foreground": foreground})
+        areas, foreground, unknown = slice_areas(np.asarray(dataset.load_case(name)[1][:])[0], labels)
+        case = {"case": name, "votes": votes, "padding": padding, "areas": areas, "foreground": foreground}
+        cases.append({**case, **({"unknown": unknown} if "ignore" in labels else {})})
     return cases
 
 
@@ -165,7 +184,8 @@ def validation_report(cases: Sequence[Mapping[str, Any]], costs: SliceCosts, une
 
     Args:
         cases: dicts with `case`; `votes` of its slices; `padding`, counts of slices that only fill up tiles; `areas`,
-            pixels of each label or region in each slice, and `foreground`, of any.
+            pixels of each label or region in each slice, `foreground`, of any, and where there is an ignore label
+            `unknown`, see `slice_areas`.
         costs: of one slice, which has the size of a tile.
         unet_macs: multiply-adds of nnU-Net's 2D U-Net for one tile.
     """
@@ -183,25 +203,46 @@ def validation_report(cases: Sequence[Mapping[str, Any]], costs: SliceCosts, une
                 "case": case["case"],
                 **{key: report[key] for key in ("slices", "counts", "ratios")},
                 **{key: value for key, value in report.items() if key.startswith("gmacs")},
-                "by_content": counts_by_content(case["votes"], case["areas"]),
+                "by_content": counts_by_content(case["votes"], case["areas"], case.get("unknown")),
                 "areas": dict(case["areas"]),
                 "foreground": list(case["foreground"]),
                 "votes": [list(row) for row in case["votes"]],
             }
         )
-    kinds = [EMPTY, *cases[0]["areas"]]
     return {
         **spent(counts_of([row["counts"] for row in rows])),
-        "by_content": {kind: counts_of([row["by_content"][kind] for row in rows]) for kind in kinds},
+        **skipped_foreground(cases),
+        "by_content": {kind: counts_of([row["by_content"][kind] for row in rows]) for kind in rows[0]["by_content"]},
         "cases": rows,
     }
 
 
+def skipped_foreground(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Slices with foreground that every tile and mirrored pass skipped, and their share of all foreground."""
+    rows = [(row, area) for case in cases for row, area in zip(case["votes"], case["foreground"], strict=True) if area]
+    lost = [area for row, area in rows if not any(row[1:])]
+    return {
+        "slices_with_foreground": len(rows),
+        "skipped_with_foreground": len(lost),
+        "share_of_foreground_skipped": sum(lost) / max(1, sum(area for _, area in rows)),
+    }
+
+
+def skipped_text(found: Mapping[str, Any]) -> str:
+    """`skipped_foreground` in words."""
+    lost, slices = found["skipped_with_foreground"], found["slices_with_foreground"]
+    return (
+        f"{'WARNING: ' if lost else ''}{lost} of {slices} slices with foreground were skipped, holding "
+        f"{found['share_of_foreground_skipped']:.2%} of the foreground."
+    )
+
+
 def report_text(report: Mapping[str, Any], largest: str) -> str:
-    """A `validation_report` in two sentences; `largest` is the title of the largest candidate."""
+    """A `validation_report` in sentences, the risk first; `largest` is the title of the largest candidate."""
     shares = ", ".join(f"{n} {r:.1%}" for n, r in zip(report["choices"], report["ratios"], strict=True))
     return (
-        f"Routing of {report['slices']} slices: {shares}. {report['gmacs']:.2f} GMACs with the decisions, "
+        f"{skipped_text(report)} Routing of {report['slices']} slices: {shares}. "
+        f"{report['gmacs']:.2f} GMACs with the decisions, "
         f"{report['gmacs_unrouted']:.2f} with {largest} on every slice, "
         f"{report['gmacs_unet']:.2f} with nnU-Net's 2D U-Net."
     )

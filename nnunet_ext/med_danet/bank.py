@@ -4,10 +4,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.planning.options import refuse_unknown
+from nnunet_ext.weights.checkpoints import read_checkpoint
 
 STRIDE = 8  # height and width of both built-in types are padded to a multiple of this
 EMBEDDING, HEADS, HIDDEN = 512, 8, 2048  # of TransBTS's Transformer
@@ -103,3 +105,21 @@ def _candidate(number: int, value: Any) -> Candidate:
 def token_grid(position_size: Sequence[int]) -> list[int]:
     """Height and width in tokens of slices of so many pixels."""
     return [math.ceil(side / STRIDE) for side in position_size]
+
+
+def take_bank(network: Any, path: str) -> None:
+    """Gives the candidates of a `MedDANet` the weights of those in a checkpoint.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or its candidates are others.
+    """
+    prefix = "candidates."
+    saved = read_checkpoint(Path(path).expanduser())["network_weights"]
+    weights = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+    own = network.candidates.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        raise ConfigurationError(
+            f"The candidates of bank_weights={path} are not those of the plans, or have other channels or classes: "
+            f"take a checkpoint that was trained with the same arch_kwargs and data set."
+        )
+    network.candidates.load_state_dict(weights)

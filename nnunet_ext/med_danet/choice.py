@@ -4,6 +4,7 @@ All of it is computed in float32: half precision cannot tell the scores of two g
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.precision import without_autocast
+from nnunet_ext.med_danet.routing import IN_PLANE, mean_of_mirrored, mirrored
 
 ALPHA = 0.001
 REFERENCE_GFLOPS = 0.605  # of the cheapest candidate in the paper, to which costs are scaled
@@ -53,14 +55,15 @@ def truth_and_valid(
     return (target == classes) & valid, valid
 
 
-def slice_dice(logits: Tensor, truth: Tensor, valid: Tensor, *, regions: bool = False) -> Tensor:
-    """Hard Dice of each slice `[N]` in float32, the mean over all foreground classes; a class absent from both is 1.
-
-    The paper does not define its score of a slice; this is the one in its authors' code, averaged over the classes.
+def pixel_counts(logits: Tensor, truth: Tensor, valid: Tensor, *, regions: bool = False) -> Tensor:
+    """Annotated pixels of each slice and foreground class that are predicted and true, predicted, and true.
 
     Args:
         logits: `[N, K, H, W]` in any precision.
         truth, valid: of `truth_and_valid`.
+
+    Returns:
+        `[N, classes, 3]` in float32.
     """
     if regions:
         predicted = logits > 0
@@ -68,30 +71,76 @@ def slice_dice(logits: Tensor, truth: Tensor, valid: Tensor, *, regions: bool = 
         classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1)
         predicted = logits.argmax(1, keepdim=True) == classes
     predicted = predicted & valid
-    both, ours, theirs = (mask.flatten(2).sum(2).float() for mask in (predicted & truth, predicted, truth))
+    return torch.stack([mask.flatten(2).sum(2).float() for mask in (predicted & truth, predicted, truth)], 2)
+
+
+def slice_scores(counts: Tensor, score: str = "mean") -> Tensor:
+    """Hard Dice `[N]` of slices from their `pixel_counts`.
+
+    The paper does not define its score of a slice. "mean" is the one in its authors' code, averaged over the foreground
+    classes: a class absent from truth and prediction counts 1, and one wrong pixel of an absent class makes it 0.
+    "pooled" is the Dice of the pixels of all classes together.
+    """
+    both, ours, theirs = (counts.sum(1, keepdim=True) if score == "pooled" else counts).unbind(2)
     return ((2 * both + EPSILON) / (ours + theirs + EPSILON)).mean(1)
 
 
-def choice_labels(scores: Tensor, foreground: Tensor, costs: Sequence[float], alpha: float = ALPHA) -> Tensor:
-    """Equation 4: 0 (skip) for slices without foreground, else 1 + the candidate with the best score for its cost.
-
-    The metric is (1 - alpha) S_i + alpha softmax(1 / F)_i; of equal ones the first candidate wins.
+@dataclass(frozen=True)
+class ChoiceMetric:
+    """What a candidate is worth on a slice: (1 - alpha) S + alpha softmax(1 / F) (equation 4), or another weighing.
 
     Args:
-        scores: S `[N, n]`, Dice of each candidate.
-        foreground: `[N]`, foreground pixels of each slice.
         costs: F, one a candidate, in G; see `scaled_costs`.
+        alpha: weight of cheapness.
+        softmax: which of both goes through a softmax over the candidates: "cost" (the paper's), "score", "both" or
+            "none" (the rows of table 4).
+        cost: where given, the metric is S - cost * F / max(F) instead: the Dice that the dearest candidate must gain
+            over one that costs nothing.
+        score: of a slice, see `slice_scores`.
+        views: 1, 2 or 4: S is the mean over so many flips of the slice.
+
+    Raises:
+        ConfigurationError: a cost that is not above 0.
+    """
+
+    costs: Sequence[float]
+    alpha: float = ALPHA
+    softmax: str = "cost"
+    cost: float | None = None
+    score: str = "mean"
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.costs, default=0) <= 0:
+            raise ConfigurationError(f"Each candidate needs a cost above 0, found {list(self.costs)}.")
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """S `[N, candidates]` -> the metric, in float32."""
+        scores = scores.float()
+        if self.cost is not None:
+            return scores - self.cost * torch.tensor(self.costs, device=scores.device) / max(self.costs)
+        if self.softmax in ("score", "both"):
+            scores = scores.softmax(1)
+        cheap = cheapness(self.costs) if self.softmax in ("cost", "both") else 1 / torch.tensor(self.costs)
+        return (1 - self.alpha) * scores + self.alpha * cheap.to(scores.device)
+
+
+def choice_labels(scores: Tensor, foreground: Tensor, metric: ChoiceMetric) -> Tensor:
+    """0 (skip) for slices without foreground, else 1 + the candidate with the best metric, of equal ones the first.
+
+    Args:
+        scores: S `[N, candidates]`, Dice of each.
+        foreground: `[N]`, foreground pixels of each slice.
 
     Returns:
         `[N]` int64.
 
     Raises:
-        ConfigurationError: another number of costs than of candidates, or a cost that is not above 0.
+        ConfigurationError: the metric is of another number of candidates.
     """
-    if len(costs) != scores.shape[1] or min(costs) <= 0:
-        raise ConfigurationError(f"Each of the {scores.shape[1]} candidates needs a cost above 0, found {costs}.")
-    metric = (1 - alpha) * scores.float() + alpha * cheapness(costs).to(scores.device)
-    return torch.where(foreground >= 1, metric.argmax(1) + 1, 0)
+    if len(metric.costs) != scores.shape[1]:
+        raise ConfigurationError(f"Each of the {scores.shape[1]} candidates needs a cost, found {list(metric.costs)}.")
+    return torch.where(foreground >= 1, metric(scores).argmax(1) + 1, 0)
 
 
 def without_unknown(labels: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -106,8 +155,7 @@ def slice_labels(
     network: Any,
     slices: Tensor,
     target: Tensor,
-    costs: Sequence[float],
-    alpha: float = ALPHA,
+    metric: ChoiceMetric,
     *,
     regions: bool = False,
     ignore_label: int | None = None,
@@ -119,7 +167,6 @@ def slice_labels(
     Args:
         slices: `[N, C, H, W]`.
         target, regions, ignore_label: see `truth_and_valid`.
-        costs, alpha: see `choice_labels`.
 
     Returns:
         `[N]` int64: 0 for skip, 1 + the index of a candidate, or `UNKNOWN`.
@@ -129,10 +176,12 @@ def slice_labels(
     where = foreground.nonzero()[:, 0]
     scores = torch.zeros(len(slices), len(network.candidates), device=slices.device)
     if len(where):
+        axes = IN_PLANE[: metric.views.bit_length() - 1]
+        seen, true, known = (mirrored(tensor[where], axes) for tensor in (slices, truth, valid))
         for index in range(len(network.candidates)):
-            logits = network.candidate(index, slices[where])
-            scores[where, index] = slice_dice(logits, truth[where], valid[where], regions=regions)
-    return without_unknown(choice_labels(scores, foreground, costs, alpha), truth, valid)
+            counts = pixel_counts(network.candidate(index, seen), true, known, regions=regions)
+            scores[where, index] = mean_of_mirrored(slice_scores(counts, metric.score), len(where))
+    return without_unknown(choice_labels(scores, foreground, metric), truth, valid)
 
 
 def decision_loss(logits: Tensor, labels: Tensor, class_weights: Sequence[float]) -> Tensor:

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, POSITION_SIZE, read_bank, token_grid
 from nnunet_ext.med_danet.candidates import build_candidate
 from nnunet_ext.med_danet.decision import DecisionNetwork
+from nnunet_ext.med_danet.routing import IN_PLANE, choices_of, mean_of_mirrored, mirrored
 
-SKIP_LOGIT = 5.0  # a vote of normal size: it shares in the average of overlapping tiles and mirrored passes
+# Where tiles overlap that decided differently, votes are averaged. A margin of 5 is below that of most pixels which a
+# trained candidate calls foreground (medians of 6.5 to 10 were seen): what it has found outweighs as many skips.
+SKIP_LOGIT = 2.5
 
 
 class SkipVote(nn.Module):
@@ -38,7 +41,9 @@ class SkipVote(nn.Module):
 class MedDANet(nn.Module):
     """Routes every slice along the first spatial axis to skip or to one candidate; 2D images are one slice.
 
-    Until `decision_trained` is set, the largest candidate (by parameters) predicts all slices.
+    Until `decision_trained` is set, the largest candidate (by parameters) predicts all slices. The state dict also
+    holds `skip_threshold`, the share of skip (mean softmax over the slice's flips along `mirror_axes`, two bools for
+    height and width) above which a slice is skipped if its `skip_neighbours` on either side are above it too.
 
     Args:
         strides: of the plan; they say whether images are 2D or 3D. The candidates down-sample by their own rules.
@@ -56,6 +61,9 @@ class MedDANet(nn.Module):
     no_fixed_graph = "which of its networks a slice takes depends on the slice"  # asked by what converts networks
 
     decision_trained: Tensor
+    skip_threshold: Tensor
+    skip_neighbours: Tensor
+    mirror_axes: Tensor
 
     def __init__(
         self,
@@ -81,10 +89,15 @@ class MedDANet(nn.Module):
         self.skip = SkipVote(num_classes)
         self.set_regions(num_classes == 1)
         self.register_buffer("decision_trained", torch.tensor(False))
+        self.register_buffer("skip_threshold", torch.tensor(0.5))
+        self.register_buffer("skip_neighbours", torch.tensor(0))
+        self.register_buffer("mirror_axes", torch.tensor([True, True]))
         sizes = [sum(p.numel() for p in candidate.parameters()) for candidate in self.candidates]
         self.largest = sizes.index(max(sizes))
         # A list here gets what every routed pass chose, one number a slice: 0 for skip, then the candidates.
         self.record: list[list[int]] | None = None
+        self._latest: _Decided | None = None
+        self.register_load_state_dict_pre_hook(_without_rules)
         self.register_load_state_dict_post_hook(_say_what_predicts)
 
     def set_regions(self, regions: bool) -> None:
@@ -128,10 +141,37 @@ class MedDANet(nn.Module):
         logits = self.candidates[index](slices)
         return logits[0] if isinstance(logits, (list, tuple)) else logits
 
+    def shares(self, x: Tensor) -> Tensor:
+        """What the decision network gives to skip and to each candidate, `[B, D, choices]` in float32 (2D: D = 1).
+
+        The mean of the softmax over the slices' flips: mirrored images have the same.
+        """
+        slices = self.fold(x)
+        shares = self.decision(mirrored(slices, self._axes())).float().softmax(1)
+        return mean_of_mirrored(shares, len(slices)).unflatten(0, (len(x), -1))
+
+    def choices(self, x: Tensor) -> list[int]:
+        """What each slice gets, in the order of `fold`: 0 for skip, else 1 + the index of a candidate.
+
+        nnU-Net predicts an image's flips one after the other: what was decided for one of them a moment ago holds.
+        """
+        state = torch.cat([value.detach().flatten().float() for value in self._deciding()])
+        if self._latest is None or not self._latest.holds_for(x, state, self._axes()):
+            decided = choices_of(self.shares(x), self.skip_threshold, int(self.skip_neighbours))
+            self._latest = _Decided(x.detach().clone(), state, decided.flatten().tolist())
+        return self._latest.choices
+
+    def _axes(self) -> list[int]:
+        return [axis for axis, mirrors in zip(IN_PLANE, self.mirror_axes.tolist(), strict=True) if mirrors]
+
+    def _deciding(self) -> list[Tensor]:
+        rules = [self.skip_threshold, self.skip_neighbours, self.mirror_axes]
+        return [*self.decision.parameters(), *self.decision.buffers(), *rules]
+
     @torch.compiler.disable
     def _routed(self, x: Tensor) -> Tensor:
         slices = self.fold(x)
-        choices = self.decision(slices).float().argmax(1).tolist()
+        choices = self.choices(x)
         if self.record is not None:
             self.record.append(choices)
         groups = {choice: [n for n, c in enumerate(choices) if c == choice] for choice in sorted({*choices} - {0})}
@@ -182,6 +222,23 @@ class MedDANet(nn.Module):
         return round(most * slices / len(x))
 
 
+class _Decided(NamedTuple):
+    """What was decided for the slices of an image by a state of the decision network and its rules."""
+
+    x: Tensor
+    state: Tensor
+    choices: list[int]
+
+    def holds_for(self, x: Tensor, state: Tensor, axes: list[int]) -> bool:
+        """Whether `x` is the image, or its flip along some of the axes, and nothing that decides has changed."""
+        if (x.shape, x.dtype, x.device) != (self.x.shape, self.x.dtype, self.x.device):
+            return False
+        if not torch.equal(state, self.state):
+            return False
+        flips: list[list[int]] = [[], *([axis] for axis in axes), *([axes] if len(axes) > 1 else [])]
+        return any(torch.equal(x, self.x.flip(flip)) for flip in flips)
+
+
 class _NoBenchmark:
     """Switches off cuDNN's search for the fastest algorithm, which would run anew for every size of a group."""
 
@@ -195,6 +252,13 @@ class _NoBenchmark:
     def __exit__(self, *_: object) -> None:
         if self.needed:
             torch.backends.cudnn.benchmark = True
+
+
+def _without_rules(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights that know no rules of skipping get those of a new network."""
+    assert isinstance(network, MedDANet)
+    for name in ("skip_threshold", "skip_neighbours", "mirror_axes"):
+        state.setdefault(prefix + name, getattr(network, name))
 
 
 def _say_what_predicts(network: nn.Module, _: Any) -> None:

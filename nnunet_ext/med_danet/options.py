@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_danet.choice import ChoiceMetric
 from nnunet_ext.planning.options import TrainingOptions, option
+
+SOFTMAXES = ("cost", "score", "both", "none")
+SCORES = ("mean", "pooled")
+VIEWS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -17,18 +22,48 @@ class MedDANetOptions(TrainingOptions):
     initial_lr: float = option(1e-4, "peak learning rate of the candidates", low=1e-12)
     weight_decay: float = option(1e-5, "of Adam, for candidates and decision network", low=0)
     decision_lr: float = option(0.01, "peak learning rate of the decision network (authors' code: 0.001)", low=1e-12)
-    bank_epochs: int | None = option(None, "epochs of the bank, the rest is the decision network's; null: 8/9", low=1)
+    bank_epochs: int | None = option(None, "epochs of the bank, the rest is the decision network's; null: 8/9", low=0)
+    bank_weights: str | None = option(None, "with bank_epochs=0: checkpoint whose finished candidates are taken")
     leave_epoch: int | None = option(None, "epoch in which leaving candidates stop; null: 2/3 of all epochs", low=1)
     leaving_candidates: list | None = option(None, "numbers from 1 of those that stop early; null: the cheaper half")
     alpha: float = option(0.001, "weight of cheapness in the choice metric", low=0, high=1)
+    softmax: str = option("cost", "what of the choice metric goes through a softmax: cost, score, both or none")
+    cost: float | None = option(
+        None,
+        "instead of alpha: Dice that the dearest candidate must gain on a slice over one at no cost",
+        low=0,
+    )
+    score: str = option("mean", "Dice of a slice: mean over the classes, or pooled over them")
+    label_views: int = option(1, "1, 2 or 4: that Dice is the mean over so many flips of the slice", low=1, high=4)
     class_weights: list | None = option(None, "of skip and each candidate; null: 0.5, 1.0, 1.1, 1.2, ...")
     slices_per_step: int = option(64, "3D: at most this many slices of a batch are used in a step, at random", low=1)
 
+    skip_risk: float = option(
+        0.0, "share of the validation's slices with foreground that may be skipped; sets skip_threshold", low=0, high=1
+    )
+    skip_threshold: float | None = option(
+        None, "share of skip above which a slice is skipped; null: by skip_risk, at least 0.5", low=0.5, high=1
+    )
+    skip_neighbours: int | None = option(
+        None, "slices on either side that must be above it too; null: 1 in 3D, 0 in 2d", low=0
+    )
+
     def __post_init__(self) -> None:
         """Checks what limits of single options do not say."""
+        for name, known in (("softmax", SOFTMAXES), ("score", SCORES), ("label_views", VIEWS)):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"Option '{name}' must be one of {', '.join(map(str, known))}, found {getattr(self, name)!r}."
+                )
         if self.bank_epochs is not None and self.bank_epochs > self.num_epochs:
             raise ConfigurationError(
                 f"Option 'bank_epochs' must be at most num_epochs ({self.num_epochs}), found {self.bank_epochs}."
+            )
+        if (self.bank_epochs == 0) != (self.bank_weights is not None):
+            raise ConfigurationError(
+                f"Without epochs for the bank its candidates come from a checkpoint: set both bank_epochs=0 and "
+                f"bank_weights=CHECKPOINT, or neither; found bank_epochs={self.bank_epochs} and "
+                f"bank_weights={self.bank_weights}."
             )
         weights = self.class_weights
         if weights is not None and any(type(w) not in (int, float) or not 0 < w < float("inf") for w in weights):
@@ -49,6 +84,10 @@ class MedDANetOptions(TrainingOptions):
         """The first epoch without the leaving candidates, at most `decision_start`."""
         wanted = max(round(2 / 3 * self.num_epochs), 1) if self.leave_epoch is None else self.leave_epoch
         return min(wanted, self.decision_start)
+
+    def metric(self, costs: Sequence[float]) -> ChoiceMetric:
+        """What a candidate is worth on a slice; `costs` as `choice.scaled_costs` gives them."""
+        return ChoiceMetric(costs, self.alpha, self.softmax, self.cost, self.score, self.label_views)
 
     def weights(self, candidates: int) -> list[float]:
         """Class weights for skip and so many candidates.

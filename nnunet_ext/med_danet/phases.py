@@ -82,13 +82,39 @@ def warm_poly_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / max(1, warmup)) * (1 - step / total) ** 0.9
 
 
-def thinned(data: Tensor, target: Tensor, slices: int) -> tuple[Tensor, Tensor]:
+def thinned(data: Tensor, target: Tensor, slices: int, foreground: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """At most `slices` slices of a batch of 3D patches `[B, C, D, H, W]`, at the same random depths in every patch.
 
     Images in 2D, and batches that have no more, are returned as they are.
+
+    Args:
+        foreground: `[B, D]`, which slices hold some. Half of the places are theirs, as far as there are so many:
+            nnU-Net has centred patches on foreground, of which a random choice would leave out what is small.
     """
     keep = max(1, slices // len(data))
     if data.ndim == 4 or data.shape[2] <= keep:
         return data, target
-    chosen = torch.randperm(data.shape[2])[:keep].sort().values.to(data.device)
+    order = torch.randperm(data.shape[2])
+    if foreground is not None:
+        holds = foreground.any(0).cpu()[order]
+        first = order[holds][: (keep + 1) // 2]
+        order = torch.cat([first, order[~torch.isin(order, first)]])
+    chosen = order[:keep].sort().values.to(data.device)
     return data.index_select(2, chosen), target.index_select(2, chosen)
+
+
+def unfinished_text(titles: Sequence[str], macs: Sequence[int], losses: Sequence[float | None]) -> str:
+    """What the bank's last losses say before labels are made; a dearer candidate that has learned less is named."""
+    known = [(cost, loss, title) for cost, loss, title in zip(macs, losses, titles, strict=True) if loss is not None]
+    known.sort()
+    text = "The bank's last losses: " + ", ".join(f"{title} {loss:.4f}" for _, loss, title in known) + "."
+    best = None
+    for _, loss, title in known:
+        if best is None or loss <= best[0]:
+            best = loss, title
+        else:
+            text += (
+                f" {title} costs more than {best[1]} and has learned less: the bank is not finished, and the labels "
+                f"will say so; more epochs for it (bank_epochs) may pay."
+            )
+    return text

@@ -48,13 +48,14 @@ class Fixed(torch.nn.Module):
 
     def forward(self, x):
         wanted = x[:, 0, 0, 0].round().long().clamp(0, self.choices - 1)
-        return torch.nn.functional.one_hot(wanted, self.choices).to(x.dtype)
+        return 10 * torch.nn.functional.one_hot(wanted, self.choices).to(x.dtype)
 
 
 def with_choices(network, x, choices):
     """Makes the network route the slices of `x` (changed in place) as `choices` say."""
     network.decision = Fixed(len(network.candidates) + 1)
     network.decision_trained.fill_(True)
+    network.mirror_axes.fill_(False)  # a flip has another first pixel
     network.fold(x)  # slices in the order of the choices
     batch, depth = x.shape[0], (1 if x.ndim == 4 else x.shape[2])
     for number, choice in enumerate(choices):

@@ -1,17 +1,21 @@
 """Labels of the decision network: equation 4 with the paper's numbers, Dice of slices by hand, unknown slices."""
 
+import math
+
 import pytest
 import torch
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.choice import (
     UNKNOWN,
+    ChoiceMetric,
     cheapness,
     choice_labels,
     decision_loss,
+    pixel_counts,
     scaled_costs,
-    slice_dice,
     slice_labels,
+    slice_scores,
     truth_and_valid,
     without_unknown,
 )
@@ -23,7 +27,11 @@ F_240 = [2.126, 3.75, 8.882, 19.878]
 
 
 def label(scores, foreground=100, costs=F_128, **kwargs):
-    return int(choice_labels(torch.tensor([scores]), torch.tensor([foreground]), costs, **kwargs))
+    return int(choice_labels(torch.tensor([scores]), torch.tensor([foreground]), ChoiceMetric(costs, **kwargs)))
+
+
+def slice_dice(*args, score="mean", **told):
+    return slice_scores(pixel_counts(*args, **told), score)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +75,49 @@ def test_costs_are_scaled_so_that_the_cheapest_is_the_papers():
     assert scaled_costs([200, 100, 400]) == pytest.approx([1.21, 0.605, 2.42])
 
 
-@pytest.mark.parametrize("costs", [[1.0, 2.0], [1.0, 2.0, 3.0, 0.0]])
-def test_costs_must_fit_the_candidates(costs):
-    with pytest.raises(ConfigurationError, match="Each of the 4 candidates needs a cost above 0"):
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [([1.0, 2.0], "Each of the 4 candidates needs a cost, found"), ([1.0, 2.0, 3.0, 0.0], "needs a cost above 0")],
+)
+def test_costs_must_fit_the_candidates(costs, message):
+    with pytest.raises(ConfigurationError, match=message):
         label([0.9] * 4, costs=costs)
+
+
+def softmax(values):
+    powers = [math.exp(value) for value in values]
+    return [power / sum(powers) for power in powers]
+
+
+@pytest.mark.parametrize("which", ["cost", "score", "both", "none"])
+def test_the_rows_of_table_4_are_softmaxes_of_either(which):
+    """Both over the candidates; the paper's own is that of the costs."""
+    scores, cheap = [0.8, 0.85, 0.9, 0.7], [1 / f for f in F_128]
+    expected = [
+        0.8 * s + 0.2 * c
+        for s, c in zip(
+            softmax(scores) if which in ("score", "both") else scores,
+            softmax(cheap) if which in ("cost", "both") else cheap,
+            strict=True,
+        )
+    ]
+    found = ChoiceMetric(F_128, alpha=0.2, softmax=which)(torch.tensor([scores]))
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_cost_in_dice_is_that_of_the_dearest_candidate():
+    assert label([0.90, 0.90, 0.90, 0.95], cost=0.0) == 4
+    gain = 0.05 * (1 - F_128[0] / F_128[3])
+    assert label([0.90, 0.90, 0.90, 0.90 + gain + 1e-4], cost=0.05) == 4
+    assert label([0.90, 0.90, 0.90, 0.90 + gain - 1e-4], cost=0.05) == 1
+
+
+def test_pooled_scores_do_not_punish_one_pixel_of_an_absent_class():
+    target = slices([0, 1, 1, 1, 1, 1, 1, 1])
+    logits = one_hot_logits([2, 1, 1, 1, 1, 1, 1, 1])
+    args = (logits, *truth_and_valid(target, 3))
+    assert slice_dice(*args).tolist() == pytest.approx([0.5])
+    assert slice_dice(*args, score="pooled").tolist() == pytest.approx([2 * 7 / (8 + 7)])
 
 
 def slices(*rows):
@@ -105,7 +152,7 @@ def test_half_precision_gives_the_same_labels(dtype):
     for kind in (torch.float32, dtype):
         scores = torch.stack([slice_dice(logits.to(kind), truth, valid) for logits in candidates], 1)
         assert scores.dtype == torch.float32
-        found.append(int(choice_labels(scores, truth.flatten(1).sum(1), F_128)))
+        found.append(int(choice_labels(scores, truth.flatten(1).sum(1), ChoiceMetric(F_128))))
     assert found == [1, 1]
     assert float(scores[0, 3] - scores[0, 0]) == pytest.approx(0.000358, abs=1e-5)  # below the fourth's 0.000380
 
@@ -179,6 +226,12 @@ def test_class_weights_and_leaving_candidates():
         ({"class_weights": [1, 0]}, "numbers above 0"),
         ({"leaving_candidates": [0]}, "numbers from 1"),
         ({"alpha": 2}, "'alpha' must be from 0 to 1"),
+        ({"softmax": "all"}, "'softmax' must be one of cost, score, both, none, found 'all'"),
+        ({"score": "max"}, "'score' must be one of mean, pooled"),
+        ({"label_views": 3}, "'label_views' must be one of 1, 2, 4, found 3"),
+        ({"skip_threshold": 0.4}, "'skip_threshold' must be from 0.5 to 1"),
+        ({"bank_epochs": 0}, "set both bank_epochs=0 and bank_weights=CHECKPOINT, or neither"),
+        ({"bank_weights": "bank.pth"}, "set both bank_epochs=0 and bank_weights=CHECKPOINT, or neither"),
     ],
 )
 def test_bad_options_are_refused_in_words(values, message):
@@ -237,25 +290,51 @@ def some_target():
 def test_labels_follow_the_best_candidate_and_only_foreground_asks_them():
     target = some_target()
     bank = Bank(target)
-    assert slice_labels(bank, numbered(4), target, [1.0, 2.0, 3.0]).tolist() == [0, 2, 2, 2]
+    assert slice_labels(bank, numbered(4), target, ChoiceMetric([1.0, 2.0, 3.0])).tolist() == [0, 2, 2, 2]
     assert bank.seen == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_cheapness_decides_where_alpha_says_so():
     target = some_target()
     costs = [3.0, 2.0, 0.1]
-    assert slice_labels(Bank(target), numbered(4), target, costs, alpha=1.0).tolist() == [0, 3, 3, 3]
-    assert slice_labels(Bank(target), numbered(4), target, costs, alpha=0.0).tolist() == [0, 2, 2, 2]
+    for alpha, best in ((1.0, 3), (0.0, 2)):
+        metric = ChoiceMetric(costs, alpha)
+        assert slice_labels(Bank(target), numbered(4), target, metric).tolist() == [0, best, best, best]
+
+
+class Lopsided(Bank):
+    """The first candidate is right on slices as they are and misses all on flips, the second has half on each."""
+
+    def candidate(self, index, x):
+        self.seen.append((index, len(x)))
+        labels = torch.zeros(len(x), 8, 8).long()
+        if index == 0:
+            labels[:] = (x[:, 0, 0, 0] > 0).view(-1, 1, 1)
+        if index == 1:
+            labels[:, :4] = 1
+        return torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize(("views", "best"), [(1, 1), (2, 2), (4, 2)])
+def test_the_best_is_taken_of_means_over_the_views(views, best):
+    """Dice 1, then (1 + 0) / 2 or 1 / 4 for the first (an absent class counts 1 in the mean of two); 2 / 3 always."""
+    target, x = torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    x[:, :, 0, 0] = 1
+    bank = Lopsided(target)
+    found = slice_labels(bank, x, target, ChoiceMetric([1.0] * 3, alpha=0.0, score="pooled", views=views))
+    assert found.tolist() == [best] * 2
+    assert bank.seen == [(index, 2 * views) for index in range(3)]
 
 
 def test_slices_without_annotation_have_no_label():
     target = some_target()
     target[0], target[3, :, 6:] = 9, 9
-    found = slice_labels(Bank(target.where(target != 9, 0)), numbered(4), target, [1.0, 2.0, 3.0], ignore_label=9)
+    bank, metric = Bank(target.where(target != 9, 0)), ChoiceMetric([1.0, 2.0, 3.0])
+    found = slice_labels(bank, numbered(4), target, metric, ignore_label=9)
     assert found.tolist() == [UNKNOWN, 2, 2, 2]
 
 
 def test_labels_teach_nothing_back():
     target = some_target()
     slices = numbered(4).clone().requires_grad_()
-    assert not slice_labels(Bank(target), slices, target, [1.0, 2.0, 3.0]).requires_grad
+    assert not slice_labels(Bank(target), slices, target, ChoiceMetric([1.0, 2.0, 3.0])).requires_grad

@@ -34,8 +34,9 @@ def slice_by_slice(network, x):
     slices = network.fold(x)
     outputs = []
     for n in range(len(slices)):
-        choice = int(network.decision(slices[n : n + 1]).argmax(1))
         one = slices[n : n + 1]
+        seen = [one, one.flip(2), one.flip(3), one.flip(2, 3)] if network.mirror_axes.all() else [one]
+        choice = int(sum(network.decision(view).softmax(1) for view in seen).argmax(1))
         if choice:
             outputs.append(network.candidates[choice - 1](one))
         else:

@@ -26,7 +26,7 @@ class ByMean(torch.nn.Module):
 
     def forward(self, x):
         wanted = x[:, 0].mean((1, 2)).round().long().clamp(0, 2)
-        return torch.nn.functional.one_hot(wanted, 3).to(x.dtype)
+        return 10 * torch.nn.functional.one_hot(wanted, 3).to(x.dtype)
 
 
 def predictor_of(kind, configuration, network):

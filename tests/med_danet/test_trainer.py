@@ -22,7 +22,7 @@ from med_danet.ranks import train_one_rank
 from med_danet.small import OPTIONS, TWO, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_danet.choice import decision_loss, scaled_costs, slice_labels
+from nnunet_ext.med_danet.choice import ChoiceMetric, decision_loss, scaled_costs, slice_labels
 from nnunet_ext.trainers import med_danet as module
 
 
@@ -200,13 +200,16 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.on_train_epoch_start()
         return trainer
 
-    def test_alpha_and_class_weights_of_the_options_reach_the_decisions(self, workspace, monkeypatch):
-        alphas = []
-        monkeypatch.setattr(module, "slice_labels", lambda *a, **told: alphas.append(a[4]) or slice_labels(*a, **told))
-        trainer = self.in_decisions(workspace, alpha=1.0)
+    def test_metric_and_class_weights_of_the_options_reach_the_decisions(self, workspace, monkeypatch):
+        metrics = []
+        monkeypatch.setattr(module, "slice_labels", lambda *a, **told: metrics.append(a[3]) or slice_labels(*a, **told))
+        told = {"softmax": "both", "score": "pooled", "label_views": 4}
+        trainer = self.in_decisions(workspace, alpha=1.0, **told)
         trainer.train_step(self.batch(trainer, 3))
         labels = trainer._notes.row(True)["labels"]
-        assert alphas == [1.0]
+        costs = scaled_costs(trainer.slice_costs.candidates)
+        assert metrics == [ChoiceMetric(costs, 1.0, "both", None, "pooled", 4)]
+        assert self.in_decisions(workspace, cost=0.25).metric == ChoiceMetric(costs, cost=0.25)
         assert sum(labels) > 0 and labels[2:] == [0] * len(labels[2:])  # cost alone: none but the cheapest
         given = []
         monkeypatch.setattr(module, "decision_loss", lambda *a: given.append(a[2]) or decision_loss(*a))
@@ -217,7 +220,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     def test_costs_are_scaled_and_the_optimizer_is_the_authors_adam(self, workspace):
         trainer = self.in_decisions(workspace)
         macs = trainer.slice_costs.candidates
-        assert trainer.costs == scaled_costs(macs) != list(macs)
+        assert trainer.metric.costs == scaled_costs(macs) != list(macs)
         assert type(trainer.optimizer) is torch.optim.Adam and trainer.optimizer.defaults["amsgrad"]
         assert trainer.optimizer.defaults["weight_decay"] == trainer.options.weight_decay
 

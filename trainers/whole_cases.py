@@ -1,0 +1,68 @@
+"""Preprocessed cases as a network sees them in prediction: tiles of whole images, with what is true of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
+from torch import Tensor
+
+BATCH = 16  # slices of a 2d configuration that are given together
+STEP = 0.5  # between tiles, as in nnU-Net's prediction
+Tile = tuple[Tensor, Tensor, Tensor]
+
+
+def case_of(dataset: Any, name: str, labels: LabelManager, cascaded: bool = False) -> tuple[Tensor, Tensor]:
+    """Image `[C, D, H, W]` and target `[T, D, H, W]` of a case in nnU-Net's preprocessed data set.
+
+    The target is as in training: the labels, or the masks of the regions and then that of ignored pixels.
+    """
+    image, segmentation, previous, _ = dataset.load_case(name)
+    image, segmentation = np.asarray(image[:]), np.asarray(segmentation[:1])
+    if cascaded:
+        before = convert_labelmap_to_one_hot(np.asarray(previous[:]), labels.foreground_labels, image.dtype)
+        image = np.vstack((image, before))
+    segmentation = np.where(segmentation < 0, 0, segmentation)  # outside of the nonzero mask
+    if labels.has_regions:
+        wanted = [*labels.foreground_regions, *([labels.ignore_label] if labels.has_ignore_label else [])]
+        segmentation = np.concatenate([np.isin(segmentation, np.atleast_1d(values)) for values in wanted])
+    return torch.from_numpy(image), torch.from_numpy(segmentation.astype(np.int16))
+
+
+def tiles_of(image: Tensor, target: Tensor, patch_size: Sequence[int]) -> Iterator[Tile]:
+    """The tiles that cover an image, as batches that a network takes.
+
+    Args:
+        image: `[C, D, H, W]`; `target`: `[T, D, H, W]`.
+        patch_size: of a 3D network, one tile at a time; or of a 2D one, up to 16 slices at the same place.
+
+    Yields:
+        `[1, C, *patch]` (2D: `[B, C, *patch]`), its target, and which of its slices `[D]` (2D: `[B]`) lie in the image:
+        it is padded with zeros where it is smaller than a tile, as nnU-Net does.
+    """
+    planar = len(patch_size) == 2
+    depth = image.shape[1]
+    sides = (1, *patch_size) if planar else tuple(patch_size)
+    (image, before), (target, _) = _padded(image, sides), _padded(target, sides)
+    steps = compute_steps_for_sliding_window(image.shape[2:], sides[1:], STEP)
+    deep = range(0, depth, BATCH)
+    if not planar:
+        deep = compute_steps_for_sliding_window(image.shape[1:2], sides[:1], STEP)[0]
+    for z in deep:
+        rows = slice(z, min(z + BATCH, depth) if planar else z + sides[0])
+        inside = torch.tensor([before <= k < before + depth for k in range(rows.start, rows.stop)])
+        for y in steps[0]:
+            for x in steps[1]:
+                here = (slice(None), rows, slice(y, y + sides[1]), slice(x, x + sides[2]))
+                pair = image[here], target[here]
+                tile, true = (part.transpose(0, 1) if planar else part[None] for part in pair)
+                yield tile.float(), true, inside
+
+
+def _padded(volume: Tensor, sides: Sequence[int]) -> tuple[Tensor, int]:
+    """The volume with zeros around it up to a tile's size, as nnU-Net pads, and how many slices came before it."""
+    missing = [max(0, side - have) for side, have in zip(sides, volume.shape[1:], strict=True)]
+    around = [amount for lack in reversed(missing) for amount in (lack // 2, lack - lack // 2)]
+    return torch.nn.functional.pad(volume, around), missing[0] // 2
