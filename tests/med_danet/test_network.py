@@ -8,6 +8,7 @@ from med_danet.small import PLAIN_UNET, TINY_BANK, arch_kwargs, with_choices
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.norm import SliceNorm
+from nnunet_ext.med_danet.bank import take_bank
 from nnunet_ext.med_danet.decision import DecisionNetwork
 from nnunet_ext.med_danet.network import SKIP_LOGIT, MedDANet
 
@@ -225,6 +226,23 @@ def test_half_precision_candidates_give_half_precision_logits():
         logits = network(x)
     assert logits.dtype == torch.bfloat16
     assert (logits[:, 0, 0] == SKIP_LOGIT).all()
+
+
+def test_a_finished_bank_is_taken_from_a_checkpoint(tmp_path):
+    trained, fresh = build(seed=0), build(seed=1)
+    torch.save({"network_weights": trained.state_dict()}, tmp_path / "bank.pth")
+    decision = {name: value.clone() for name, value in fresh.decision.state_dict().items()}
+    take_bank(fresh, str(tmp_path / "bank.pth"))
+    theirs = trained.candidates.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in fresh.candidates.state_dict().items())
+    assert all(torch.equal(value, decision[name]) for name, value in fresh.decision.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [{"classes": 4}, {"candidates": TINY_BANK[:3]}, {"candidates": TINY_BANK[::-1]}])
+def test_another_bank_is_refused(tmp_path, other):
+    torch.save({"network_weights": build(**other).state_dict()}, tmp_path / "bank.pth")
+    with pytest.raises(ConfigurationError, match="bank.pth are not those of the plans"):
+        take_bank(build(), str(tmp_path / "bank.pth"))
 
 
 def test_candidates_share_no_weights():

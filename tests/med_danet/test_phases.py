@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_ext.med_danet.options import MedDANetOptions
-from nnunet_ext.med_danet.phases import Phases, thinned
+from nnunet_ext.med_danet.phases import Phases, thinned, unfinished_text
 
 
 def phases(leaving=(0,), **options):
@@ -50,6 +50,35 @@ def test_deep_patches_are_thinned_to_random_slices():
         assert torch.equal(target, thin + 100)
         seen.add(tuple(depths))
     assert len(seen) > 1
+
+
+def test_half_of_the_places_are_those_of_slices_with_foreground():
+    data = torch.arange(20.0).view(1, 1, 20, 1, 1).expand(2, 1, 20, 2, 2)
+    holds = torch.zeros(2, 20, dtype=torch.bool)
+    holds[0, 4], holds[1, 17] = True, True
+    others = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        depths = thinned(data, data, 8, holds)[0][0, 0, :, 0, 0].tolist()
+        assert len(set(depths)) == 4 and {4, 17} <= set(depths) and depths == sorted(depths)
+        others |= set(depths)
+    assert len(others) > 8
+    holds[0, :12] = True  # more than there are places: half are left for the rest
+    counts = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        depths = thinned(data, data, 8, holds)[0][0, 0, :, 0, 0].tolist()
+        counts.append(sum(bool(holds.any(0)[int(depth)]) for depth in depths))
+    assert min(counts) == 2 and max(counts) > 2
+
+
+def test_a_dearer_candidate_that_has_learned_less_is_named():
+    text = unfinished_text(["a", "b", "c", "d"], [10, 40, 20, 30], [-0.5, -0.4, None, -0.6])
+    assert text == (
+        "The bank's last losses: a -0.5000, d -0.6000, b -0.4000. b costs more than d and has learned less: the bank "
+        "is not finished, and the labels will say so; more epochs for it (bank_epochs) may pay."
+    )
+    assert unfinished_text(["a", "b"], [1, 2], [-0.5, -0.5]) == "The bank's last losses: a -0.5000, b -0.5000."
 
 
 @pytest.mark.parametrize(("shape", "slices"), [((2, 1, 8, 4, 4), 16), ((2, 1, 4, 4), 1)])

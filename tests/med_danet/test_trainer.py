@@ -23,7 +23,22 @@ from med_danet.small import OPTIONS, TWO, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.choice import ChoiceMetric, decision_loss, scaled_costs, slice_labels
+from nnunet_ext.med_danet.routing import lowest_nearby
 from nnunet_ext.trainers import med_danet as module
+from nnunet_ext.trainers.whole_cases import tiles_of
+
+
+class Cases:
+    """Two preprocessed cases as nnU-Net's data sets give them: the first smaller than a tile, half of each empty."""
+
+    identifiers = ("a", "b")
+
+    def load_case(self, name):
+        rng = np.random.default_rng(ord(name))
+        shape = (1, 5, 18, 16) if name == "a" else (1, 14, 20, 16)
+        segmentation = rng.integers(0, 3, shape).astype(np.int8)
+        segmentation[:, shape[1] // 2 :] = 0
+        return rng.normal(size=shape).astype(np.float32), segmentation, None, {}
 
 
 class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
@@ -247,6 +262,92 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.train_step(self.batch(trainer, 1))
         assert len(norms) == 2 and [float(norm) for norm in norms] == pytest.approx([12, 12], rel=1e-3)
 
+    def routing(self, workspace, configuration="3d_fullres", plans=None, **options):
+        """A trainer after its whole training."""
+        trainer = self.build(self.handmade(**options) if plans is None else plans, configuration=configuration)
+        trainer.initialize()
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes that prediction mirrors
+        for _ in range(3):
+            self.run_epoch(trainer)
+        return trainer
+
+    def test_the_rules_of_skipping_are_in_the_checkpoint(self, workspace):
+        trainer = self.routing(workspace, skip_threshold=0.75)
+        saved = checkpoint(workspace.model_fold(trainer), "checkpoint_best.pth")["network_weights"]
+        assert (float(saved["skip_threshold"]), int(saved["skip_neighbours"])) == (0.75, 1)
+        assert saved["mirror_axes"].tolist() == [True, True]
+        trainer = self.build(self.handmade(skip_neighbours=0))
+        trainer.initialize()
+        trainer.inference_allowed_mirroring_axes = (2,)
+        trainer.on_train_epoch_start()
+        assert int(trainer.net.skip_neighbours) == 0 and trainer.net.mirror_axes.tolist() == [False, True]
+
+    def test_neighbours_are_none_in_2d(self, workspace):
+        plans = self.handmade()
+        planar = plans["configurations"]["2d"]
+        planar.update(
+            nnunet_ext=self.options,
+            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
+        )
+        trainer = self.routing(workspace, "2d", plans)
+        assert int(trainer.net.skip_neighbours) == 0 and trainer.net.mirror_axes.tolist() == [True, True]
+        planar["nnunet_ext"] = {**self.options, "skip_neighbours": 1}
+        with pytest.raises(ConfigurationError, match="slices one by one: 'skip_neighbours' must be 0 or null, found 1"):
+            self.build(plans, configuration="2d")
+
+    def test_the_threshold_skips_no_foreground_of_the_validation(self, workspace):
+        trainer = self.routing(workspace)
+        skip = torch.tensor([share for share, _ in trainer._notes.skips])
+        holds = torch.tensor([foreground for _, foreground in trainer._notes.skips])
+        assert len(skip) == 2 * 2 * 8 and holds.all()  # two batches of two patches of eight slices, all with some
+        assert float(trainer.net.skip_threshold) == pytest.approx(max(0.5, float(skip.max() + (1 - skip.max()) / 1000)))
+        assert trainer.net.skip_threshold > skip.max() or skip.max() < 0.5
+        told = self.build(self.handmade(skip_risk=1.0))
+        told.initialize()
+        for _ in range(3):
+            self.run_epoch(told)
+        assert float(told.net.skip_threshold) == 0.5
+
+    def test_statistics_of_the_decision_network_are_those_of_the_last_slices(self, workspace):
+        trainer = self.routing(workspace)
+        norm = trainer.net.decision.stem[1]
+        slices = torch.cat([trainer.net.fold(self.batch(trainer, 2000 + i)["data"]) for i in range(4)])
+        with torch.no_grad():
+            mean = trainer.net.decision.stem[0](slices).mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, mean)
+
+    @pytest.mark.parametrize("planar", [False, True])
+    def test_the_end_says_whether_routing_pays_and_sets_the_threshold(self, workspace, monkeypatch, planar):
+        plans = self.handmade()
+        plans["configurations"]["2d"].update(
+            nnunet_ext=self.options,
+            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
+        )
+        trainer = self.routing(workspace, "2d" if planar else "3d_fullres", plans)
+        cases = Cases()
+        monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (None, cases))
+        trainer.on_train_end()
+        fold = workspace.model_fold(trainer)
+        report = json.loads((fold / "med_danet_routing.json").read_text())
+        saved = checkpoint(fold)["network_weights"]
+        assert report["skip_threshold"] == float(saved["skip_threshold"])
+        assert report["risk"]["skipped_with_foreground"] == 0
+        patch = trainer.configuration_manager.patch_size
+        tiles = [tile for name in cases.identifiers for tile in tiles_of(*trainer._case(cases, name), patch)]
+        assert report["slices"] == sum(int(inside.sum()) for _, _, inside in tiles)
+        holds = [trainer._foreground(true).flatten()[inside].sum() for _, true, inside in tiles]
+        assert report["risk"]["slices_with_foreground"] == int(sum(holds)) > 0
+        assert report["risk"]["empty_slices"] == report["slices"] - int(sum(holds)) > 0
+        with torch.no_grad():
+            shares = [trainer.net.shares(tile)[..., 0] for tile, _, _ in tiles]
+        nearby = [lowest_nearby(share, int(not planar)).flatten() for share in shares]
+        highest = max(
+            float(torch.where(inside & trainer._foreground(true).flatten(), skip, 0).max())
+            for skip, (_, true, inside) in zip(nearby, tiles, strict=True)
+        )
+        assert float(saved["skip_threshold"]) == pytest.approx(max(0.5, highest + (1 - highest) / 1000))
+        assert "slices with foreground were skipped" in self.log_of(trainer)
+
     @pytest.mark.parametrize("labels", [LABELS, REGIONS])
     @pytest.mark.parametrize("epoch", [0, 2])
     def test_a_batch_without_annotation_teaches_nothing(self, workspace, epoch, labels):
@@ -341,7 +442,19 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
             assert len(case["votes"]) == len(case["foreground"]) and sum(case["foreground"]) > 0
             assert sum(map(sum, case["votes"])) == case["slices"]
         planned.run("nnunet_ext", "report", fold.parent)
-        assert "Activation by content, fold 0" in (fold.parent / "report.html").read_text()
+        page = (fold.parent / "report.html").read_text()
+        assert "Activation by content, fold 0" in page and "Does routing pay, fold 0" in page
+        again = self.tiny(
+            planned, "AgainPlans", bank_epochs=0, bank_weights=str(fold / "checkpoint_final.pth"), num_epochs=1
+        )
+        planned.train("2d", 0, *again)
+        other = planned.model(self.trainer, "AgainPlans", "2d") / "fold_0"
+        [row] = json.loads((other / "med_danet_history.json").read_text())[1:]
+        assert row["phase"] == "decision"
+        weights, new = saved["network_weights"], checkpoint(other)["network_weights"]
+        same = {name: torch.equal(value, new[name]) for name, value in weights.items()}
+        assert all(same[name] for name in same if name.startswith("candidates."))
+        assert not all(same[name] for name in same if name.startswith("decision."))
 
     @pytest.mark.slow
     @thorough
