@@ -2,8 +2,8 @@
 
     python benchmarks/med_tuning_step.py --patch 8 96 96 --rounds 7 --out benchmarks/results/med_tuning_step.json
 
-A step is nnU-Net's: forward, loss (cross-entropy alone), backward, clipping of the gradients and AdamW over what is
-trainable, with random weights and data. All opponents run in one process in turns; the figures are medians over the
+A step is nnU-Net's: forward, loss (cross-entropy alone), backward, clipping of the gradients and fused AdamW over what
+is trainable, with random weights and data. All opponents run in one process in turns; the figures are medians over the
 rounds of the ratio within a round. Memory of gradients and optimizer is counted in their tensors after a step; what
 autograd keeps for the backward pass is counted on torch's meta device; on CUDA (mixed precision as nnU-Net uses it) the
 allocator's peak is measured too. Needs no nnU-Net.
@@ -21,17 +21,29 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_ext.med_tuning.network import MedTuningNet
+from nnunet_ext.prediction.memory import keep_freed_memory
 
+STILL = {"tune_positions": False}
+HALF = {"cpu_bfloat16": True}
 OPPONENTS = {
     "med_adapter, circulant": {"tuning": "med_adapter", "frequency": "circulant"},
     "med_adapter, fft": {"tuning": "med_adapter", "frequency": "fft"},
+    "med_adapter, positions frozen": {"tuning": "med_adapter", **STILL},
+    "med_adapter, positions frozen, from block 4": {"tuning": "med_adapter", **STILL, "adapted_from": 3},
+    "med_adapter, positions frozen, from block 7": {"tuning": "med_adapter", **STILL, "adapted_from": 6},
     "head (decoder alone)": {"tuning": "head"},
+    "head, positions frozen": {"tuning": "head", **STILL},
     "full": {"tuning": "full"},
-}
+    "med_adapter, bfloat16": {"tuning": "med_adapter", **HALF},
+    "med_adapter, bfloat16, positions frozen, from block 4": {
+        "tuning": "med_adapter", **HALF, **STILL, "adapted_from": 3
+    },
+    "full, bfloat16": {"tuning": "full", **HALF},
+}  # fmt: skip
 RATIOS = (
-    ("med_adapter, circulant", "full"),
-    ("head (decoder alone)", "full"),
     ("med_adapter, circulant", "med_adapter, fft"),
+    *((name, "full, bfloat16" if "bfloat16" in name else "full") for name in OPPONENTS if not name.startswith("full")),
+    ("full, bfloat16", "full"),
 )
 
 
@@ -51,7 +63,7 @@ class Opponent:
         self.network = MedTuningNet(args.channels, args.classes, patch_size=args.patch, **settings).to(device)
         self.device = device
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, 1e-4)
+        self.optimizer = torch.optim.AdamW(self.parameters, 1e-4, fused=True)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
 
     def step(self, x, target):
@@ -88,6 +100,7 @@ def main():
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     device = torch.device(args.device)
     opponents = {name: Opponent(args, device, **settings) for name, settings in OPPONENTS.items()}
     x = torch.randn(args.batch, args.channels, *args.patch, device=device)

@@ -82,7 +82,8 @@ class MedTuningTrainer(ExtTrainer):
                 {"params": [p for name, p in tuned.items() if name not in free], "weight_decay": self.weight_decay},
                 {"params": [p for name, p in tuned.items() if name in free], "weight_decay": 0.0},
             ]
-            optimizer = torch.optim.AdamW([group for group in groups if group["params"]], self.initial_lr)
+            fused = self.device.type in ("cpu", "cuda")  # one kernel for all tensors
+            optimizer = torch.optim.AdamW([g for g in groups if g["params"]], self.initial_lr, fused=fused or None)
         return optimizer, _RateByEpoch(optimizer, self.options)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

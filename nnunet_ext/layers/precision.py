@@ -14,6 +14,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (avx512_bf16 or AMX); elsewhere torch converts back and forth."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(ask() for ask in asked if ask is not None)
+
+
 def autocast_of(device: torch.device) -> AbstractContextManager:
     """The half precision in which nnU-Net trains: float16 on CUDA, none elsewhere."""
     return torch.autocast("cuda") if device.type == "cuda" else nullcontext()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import crop, pad_to
+from nnunet_ext.layers.precision import has_bfloat16
 from nnunet_ext.med_tuning.adapters import BRANCHES
 from nnunet_ext.med_tuning.backbones import (
     FittedState,
@@ -24,6 +25,8 @@ from nnunet_ext.med_tuning.decoders import SwinUNet, build_decoder
 from nnunet_ext.med_tuning.tuning import TRAINED_WHOLE, build_tuning
 
 BACKBONE = "vit_base_patch16_224.orig_in21k"
+TOKEN_SIDE = 16  # pixels of its tokens
+FEWEST_TOKENS = 8  # along a side of a slice
 
 
 class MedTuningNet(nn.Module):
@@ -50,6 +53,10 @@ class MedTuningNet(nn.Module):
         interaction: between the last Med-Adapters of stages: concat (the paper), add, max or none.
         branches: of the Med-Adapter: conv3, conv5 and frequency (the paper); conv9 and conv11 are table 4's.
         mix: the Med-Adapter's 1x1x1 convolution behind its branches.
+        adapted_from: so many blocks get no Med-Adapter; nothing is propagated back through them, if `tune_positions` is
+            False too.
+        tune_positions: whether the position embedding of a ViT is trained, as in the published code.
+        cpu_bfloat16: compute in bfloat16 autocast on CPUs that have its instructions, in training and prediction.
         prompts: number of VPT's prompts.
         rank: of LoRA's updates.
         dropout: of whole channels in UPerNet.
@@ -82,6 +89,9 @@ class MedTuningNet(nn.Module):
         interaction: str = "concat",
         branches: Sequence[str] = BRANCHES[:3],
         mix: bool = True,
+        adapted_from: int = 0,
+        tune_positions: bool = True,
+        cpu_bfloat16: bool = False,
         prompts: int = 10,
         rank: int = 8,
         dropout: float = 0.1,
@@ -118,15 +128,26 @@ class MedTuningNet(nn.Module):
             mix=mix,
             frequency=frequency,
             zero_init=zero_init,
+            adapted_from=adapted_from,
         )
+        self.in_bfloat16 = cpu_bfloat16 and has_bfloat16()
         self.decoder = build_decoder(decoder, self.layout, num_classes, dropout, blocks)
         if tuning not in TRAINED_WHOLE:
             for parameter in encoder_parameters(self.backbone):
                 parameter.requires_grad_(False)
+            if not tune_positions:
+                for name, parameter in self.backbone.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad and name != "pos_embed")
         self.register_load_state_dict_pre_hook(_check_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [B, C, (D,) H, W]` -> logits `[B, K, (D,) H, W]`."""
+        if self.in_bfloat16 and x.device.type == "cpu":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self._segment(x).float()
+        return self._segment(x)
+
+    def _segment(self, x: Tensor) -> Tensor:
         flat = x.ndim == 4
         volume = self._pad(x.unsqueeze(2) if flat else x)
         inputs, outputs = self._encode(volume.transpose(1, 2).flatten(0, 1))
@@ -208,6 +229,14 @@ def _check_sizes(network: nn.Module, state_dict: Mapping[str, Any], prefix: str,
             )
 
 
+def token_side(patch_size: Sequence[int]) -> int:
+    """Pixels along a side of a token: the backbone's 16, or less where the patch's slices would have below 8x8 tokens.
+
+    The pretrained embedding is resampled to it when the weights are loaded.
+    """
+    return max(1, min(TOKEN_SIDE, min(patch_size[-2:]) // FEWEST_TOKENS))
+
+
 def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
     """The paper's ViT-B/16 with UPerNet and Med-Adapters for a plan, JSON values only.
 
@@ -224,4 +253,8 @@ def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] |
         "frequency": "circulant",
         "zero_init": True,
     }
-    return kwargs if patch_size is None else {"patch_size": [int(side) for side in patch_size], **kwargs}
+    if patch_size is None:
+        return kwargs
+    if token_side(patch_size) < TOKEN_SIDE:
+        kwargs["backbone_settings"] = {"patch_size": token_side(patch_size)}
+    return {"patch_size": [int(side) for side in patch_size], **kwargs}

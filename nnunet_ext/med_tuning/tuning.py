@@ -64,7 +64,10 @@ class _PerBlock(Tuning):
 
 
 class MedAdapters(_PerBlock):
-    """A Med-Adapter after every block; the last of each stage takes in the features of the stage before."""
+    """A Med-Adapter after every block; the last of each stage takes in the features of the stage before.
+
+    The first `adapted_from` blocks have none, so that nothing is propagated back through them.
+    """
 
     def __init__(
         self,
@@ -77,8 +80,14 @@ class MedAdapters(_PerBlock):
         mix: bool,
         frequency: str,
         zero_init: bool,
+        adapted_from: int = 0,
     ) -> None:
         check_adapter(branches, interaction)
+        if type(adapted_from) is not int or not 0 <= adapted_from < sum(layout.depths):
+            raise ConfigurationError(
+                f"'adapted_from' must be a number of blocks that get no adapter, 0 to {sum(layout.depths) - 1}, found "
+                f"{adapted_from!r}."
+            )
         hidden = [hidden_width(width, alpha) for width in layout.widths]
         stride = 2 if layout.kind == "swin" else 1
         before = [max(1, hidden[0] // stride), *hidden]
@@ -98,11 +107,15 @@ class MedAdapters(_PerBlock):
             for stage, depth in enumerate(layout.depths)
             for number in range(depth)
         ]
-        super().__init__(layout, modules)
+        super().__init__(layout, [*(nn.Identity() for _ in range(adapted_from)), *modules[adapted_from:]])
+        self.adapted_from = adapted_from
 
     def forward(self, block: nn.Module, stage: int, number: int, x: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """The block, then its adapter."""
-        return self.of(stage, number)(run_block(block, x), carried)
+        x = run_block(block, x)
+        if sum(self.depths[:stage]) + number < self.adapted_from:
+            return x, carried
+        return self.of(stage, number)(x, carried)
 
 
 class _InsideBlocks(_PerBlock):

@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_tuning.decoders import DECODERS, PatchExpand
-from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at
+from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at, token_side
 from nnunet_ext.med_tuning.tuning import METHODS, _prompted_swin_block
 
 KINDS = pytest.mark.parametrize("kind", ["vit", "swin"])
@@ -330,6 +330,8 @@ def test_med_adapters_have_no_graph_breaks_under_autocast():
         ),
         ({"tuning": "bitfit"}, "Unknown tuning 'bitfit'. Known: med_adapter, full, head"),
         ({"decoder": "fcn"}, "Unknown decoder 'fcn'. Known: upernet, swin_unet"),
+        ({"adapted_from": 4}, "'adapted_from' must be a number of blocks that get no adapter, 0 to 3, found 4"),
+        ({"adapted_from": -1}, "'adapted_from' must be a number of blocks"),
         ({"alpha": 1000}, "'alpha' must be a number from 1 to the backbone's width 48, found 1000"),
         ({"frequency": "wavelet"}, "'frequency' must be one of circulant, fft, found 'wavelet'"),
         ({"interaction": "mean"}, "'interaction' must be one of concat, add, max, none"),
@@ -366,12 +368,90 @@ def test_alpha_may_not_leave_a_swins_first_stage_without_channels():
 def test_default_arguments_are_the_papers_network():
     kwargs = arch_kwargs_at([(1, 1, 1), (1, 2, 2)])
     assert "patch_size" not in kwargs
-    kwargs = arch_kwargs_at([(1, 1, 1), (1, 2, 2)], patch_size=(8, 32, 32))
+    kwargs = arch_kwargs_at([(1, 1, 1), (1, 2, 2)], patch_size=(8, 128, 160))
     with torch.device("meta"):
         by_name = MedTuningNet(1, 2, **kwargs)
-        by_default = MedTuningNet(1, 2, patch_size=[8, 32, 32])
+        by_default = MedTuningNet(1, 2, patch_size=[8, 128, 160])
     shapes = [{k: v.shape for k, v in network.state_dict().items()} for network in (by_name, by_default)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("patch", "side"),
+    [((8, 128, 300), 16), ((8, 127, 300), 15), ((40, 56, 40), 5), ((64, 72), 8), ((2, 16, 200), 2), ((4, 4), 1)],
+)
+def test_tokens_are_so_small_that_a_slice_has_eight_of_them_a_side(patch, side):
+    assert token_side(patch) == side
+    kwargs = arch_kwargs_at([[1] * len(patch), [2] * len(patch)], patch)
+    assert kwargs.get("backbone_settings") == (None if side == 16 else {"patch_size": side})
+    with torch.device("meta"):
+        network = MedTuningNet(1, 2, **kwargs)
+    assert min(network.layout.grids[0]) >= min(8, min(patch[-2:]))
+
+
+# what need not be computed
+
+
+def hidden_states(network, x):
+    """Whether what comes out of each block of the encoder has a graph."""
+    found = []
+    hooks = [
+        block.register_forward_hook(lambda m, i, o: found.append(o.requires_grad)) for block in network.backbone.blocks
+    ]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_adapters_from_a_later_block_leave_the_first_without_a_graph():
+    network = tiny("vit", SMALL, adapted_from=2, tune_positions=False).train()
+    names = {name.split(".")[2] for name in network.state_dict() if name.startswith("tuning.blocks.")}
+    assert names == {"2", "3"}
+    assert hidden_states(network, image()) == [False, False, False, True]  # the third block's adapter comes behind it
+    assert hidden_states(tiny("vit", SMALL, tune_positions=False), image()) == [False, True, True, True]
+    assert hidden_states(tiny("vit", SMALL, adapted_from=2), image()) == [True] * 4
+    full, _ = with_weights_of(tiny("vit", SMALL), network)
+    torch.testing.assert_close(network.eval()(image()), full.eval()(image()))  # adapters start as the identity
+    changed = randomized(network)(image())
+    same = copy.deepcopy(network)
+    for _ in range(2):
+        torch.testing.assert_close(same(image()), changed)
+    for number, block in ((1, False), (2, True)):  # what belongs to a block is used, or is not there
+        with torch.no_grad():
+            for parameter in same.tuning.blocks[number].parameters():
+                parameter.add_(0.5)
+        assert torch.equal(same(image()), changed) != block
+
+
+@KINDS
+def test_positions_can_stay_as_they_were_pretrained(kind):
+    frozen, trained = (tiny(kind, SMALL, tuning="head", tune_positions=tune) for tune in (False, True))
+    names = set(frozen.frozen_names()) - set(trained.frozen_names())
+    assert names == ({"backbone.pos_embed"} if kind == "vit" else set())
+    if kind == "vit":
+        assert hidden_states(frozen, image()) == [False] * 4 and hidden_states(trained, image()) == [True] * 4
+    whole = tiny(kind, SMALL, tuning="full", tune_positions=False)
+    assert whole.frozen_names() == []
+
+
+def test_bfloat16_on_a_cpu_is_autocast_with_float32_logits(monkeypatch):
+    monkeypatch.setattr("nnunet_ext.med_tuning.network.has_bfloat16", lambda: True)
+    network = tiny("vit", SMALL, cpu_bfloat16=True).eval()
+    plain, _ = with_weights_of(tiny("vit", SMALL).eval(), network)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = plain(image())
+        found = network(image())
+        assert expected.dtype == torch.bfloat16 and found.dtype == torch.float32
+        assert torch.equal(found, expected.float())
+        assert not torch.equal(found, plain(image()))
+        torch.testing.assert_close(found, plain(image()), atol=0.1, rtol=0.1)
+    monkeypatch.setattr("nnunet_ext.med_tuning.network.has_bfloat16", lambda: False)
+    with torch.no_grad():
+        assert torch.equal(
+            with_weights_of(tiny("vit", SMALL, cpu_bfloat16=True).eval(), network)[0](image()), plain(image())
+        )
 
 
 def test_stages_of_the_encoder_have_the_blocks_of_the_decoder():
