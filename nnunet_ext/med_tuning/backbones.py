@@ -8,13 +8,13 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv, is_model_in_modules, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
@@ -42,6 +42,8 @@ class Layout:
         kind: "vit" or "swin".
         size: height and width in pixels of the padded slices.
         depths, widths, grids: per stage the blocks, the channels, and the height and width in tokens.
+        token: height and width in pixels of the tokens that the backbone was pretrained with, where `patch_size` in
+            its settings gives it others; else None.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Layout:
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
+    token: tuple[int, int] | None = None
 
     @property
     def block_widths(self) -> list[int]:
@@ -86,18 +89,21 @@ def build_backbone(
         arguments |= {"class_token": False, "reg_tokens": 0, "fc_norm": False}
         if depths is not None:
             arguments["depth"] = sum(depths)
+    named = dict(arguments)
     arguments |= settings or {}
     shallow = {"depths": (1,) * len(arguments["depths"])} if kind == "swin" else {"depth": 1}
     with torch.device("meta"):
         trial = _create(name, arguments | shallow | {"weight_init": "skip"})
+        token = None
+        if "patch_size" in (settings or {}):
+            token = tuple(_create(name, named | shallow | {"weight_init": "skip"}).patch_embed.patch_size)
     stages = len(trial.layers) if kind == "swin" else 1
     side = [patch * 2 ** (stages - 1) for patch in trial.patch_embed.patch_size]
     padded = (math.ceil(size[0] / side[0]) * side[0], math.ceil(size[1] / side[1]) * side[1])
     if torch.get_default_device().type == "meta":
         arguments["weight_init"] = "skip"  # nothing is there to be drawn
     backbone = _create(name, arguments | {"img_size": padded})
-    layout = _layout(kind, backbone, padded, depths)
-    return backbone, layout
+    return backbone, replace(_layout(kind, backbone, padded, depths), token=token)
 
 
 def _kind(name: str) -> str:
@@ -265,13 +271,17 @@ class _AnyLength(int):
 def _fit_vit(backbone: Any, layout: Layout, state: dict[str, Tensor]) -> dict[str, Tensor]:
     # timm would resize for a class token that our model has not, and not at all where the numbers of tokens agree but
     # the grids do not. So its filter is shown a model whose positions have any length, and they are resized here. Its
-    # patches have any size: kernels of another one are not resampled, as they see other images.
+    # tokens have any size: kernels are resampled below, and only from the size of the named backbone to one that was
+    # asked for, because those of another backbone see other images.
     positions = SimpleNamespace(shape=(1, _AnyLength()))
     own = backbone.patch_embed.proj.weight.shape
     kernels = SimpleNamespace(shape=(*own[:2], *map(_AnyLength, own[2:])))
     patches = SimpleNamespace(proj=SimpleNamespace(weight=kernels), grid_size=backbone.patch_embed.grid_size)
     shown: Any = SimpleNamespace(patch_embed=patches, head=backbone.head, pos_embed=positions)
     fitted = vision_transformer.checkpoint_filter_fn(state, shown, adapt_layer_scale=True)
+    embedding = fitted.get("patch_embed.proj.weight")
+    if embedding is not None and layout.token == tuple(embedding.shape[2:]):
+        fitted["patch_embed.proj.weight"] = resample_patch_embed(embedding, list(own[2:]))
     if "pos_embed" in fitted:
         prefix = _tokens_before_the_grid(fitted)
         grid = list(layout.grids[0])

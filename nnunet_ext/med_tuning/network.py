@@ -232,7 +232,7 @@ def _check_sizes(network: nn.Module, state_dict: Mapping[str, Any], prefix: str,
 def token_side(patch_size: Sequence[int]) -> int:
     """Pixels along a side of a token: the backbone's 16, or less where the patch's slices would have below 8x8 tokens.
 
-    The pretrained embedding is resampled to it when the weights are loaded.
+    The pretrained embedding is resampled to it when the weights are loaded (FlexiViT, arXiv 2212.08013).
     """
     return max(1, min(TOKEN_SIDE, min(patch_size[-2:]) // FEWEST_TOKENS))
 

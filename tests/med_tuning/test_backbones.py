@@ -5,7 +5,8 @@ import math
 import pytest
 import timm
 import torch
-from med_tuning.tiny import tiny
+import torch.nn.functional as F
+from med_tuning.tiny import TINY_VIT, tiny
 from timm.layers import resample_abs_pos_embed
 
 SMALL_VIT = {"embed_dim": 48, "num_heads": 3, "depth": 5}
@@ -42,6 +43,22 @@ def test_a_vits_weights_arrive_whole():
     twin.load_state_dict(state | {"pos_embed": source.pos_embed[:, 1:]})
     x = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(network._encode(x)[1][-1].flatten(1, 2), twin.forward_features(x))
+
+
+@pytest.mark.parametrize("side", [5, 8, 20])
+def test_kernels_are_resampled_to_the_tokens_that_were_asked_for(side):
+    """FlexiViT's pseudoinverse resize, from the resize of unit vectors: kernels answer resized patches as they did."""
+    source = vit()
+    settings = {**TINY_VIT["backbone_settings"], "patch_size": side}
+    network = tiny("vit", (2, 40, 60), 3, tuning="head", backbone_settings=settings)
+    assert network.layout.grids[0] == (-(-40 // side), -(-60 // side))
+    fitted = load(network, source.state_dict())
+    assert fitted.missing == []
+    units = torch.eye(256).view(256, 1, 16, 16)
+    resize = F.interpolate(units, (side, side), mode="bicubic", antialias=True, align_corners=False).flatten(1)
+    kernels = source.patch_embed.proj.weight.detach().flatten(2)  # resize [256, side^2]
+    expected = (kernels.double() @ torch.linalg.pinv(resize.double()).T).unflatten(2, (side, side))
+    torch.testing.assert_close(network.backbone.patch_embed.proj.weight, expected.float(), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("patch", [(2, 112, 448), (2, 40, 56), (2, 320, 256)])
