@@ -20,7 +20,7 @@ from nnunet_ext.files import write_json
 
 CONFIGURATION = "3d_fullres"
 SHORT = {
-    "patch_size": [16, 56, 40], "batch_size": 2, "num_epochs": 8, "num_iterations_per_epoch": 30,
+    "patch_size": [16, 56, 40], "batch_size": 2, "num_epochs": 5, "num_iterations_per_epoch": 30,
     "num_val_iterations_per_epoch": 5, "save_every": 1, "cpu_bfloat16": True,
 }  # fmt: skip
 ROWS = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,6 @@ from nnunet_ext.layers.precision import without_autocast
 BRANCHES = ("conv3", "conv5", "frequency", "conv9", "conv11")
 INTERACTIONS = ("concat", "add", "max", "none")
 FREQUENCY_FORMS = ("circulant", "fft")
-_TINY = 1e-20  # keeps the gradient of the square root finite at zero, far below what float32 resolves
 
 
 def hidden_width(width: int, alpha: float) -> int:
@@ -36,6 +36,9 @@ class FrequencyBranch(nn.Module):
     the equation as it stands. Both work in float32 under autocast, because half precision has no room for the sums.
     """
 
+    waves: Tensor
+    turned: Tensor
+
     def __init__(self, slices: int, form: str = "circulant") -> None:
         super().__init__()
         if form not in FREQUENCY_FORMS:
@@ -43,6 +46,21 @@ class FrequencyBranch(nn.Module):
         self.form = form
         self.weight = nn.Parameter(torch.ones(1, 1, slices, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, 1, slices, 1, 1))
+        self._make_waves()
+
+    def _make_waves(self) -> None:
+        """Constants in dtype and on device of the weights: cos and sin of 2 pi n k / D, and what turns them."""
+        waves = _waves(self.weight.flatten())
+        cos, sin = waves.chunk(2)
+        turned = torch.stack([torch.cat([cos, sin]), torch.cat([sin, -cos])], dim=1) / len(cos)
+        self.register_buffer("waves", waves, persistent=False)
+        self.register_buffer("turned", turned, persistent=False)  # [2D, 2, D]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrequencyBranch":
+        """nn.Module's; the waves are made anew, because those of another precision are not exact in this one."""
+        super()._apply(fn, recurse)
+        self._make_waves()
+        return self
 
     def forward(self, z: Tensor) -> Tensor:
         """`z [B, h, D, H, W]` -> the same shape and dtype."""
@@ -54,23 +72,19 @@ class FrequencyBranch(nn.Module):
     def kernel(self) -> Tensor:
         """`[2, D]`: real and imaginary part of the circular filter along the slices, IDFT(W_F)."""
         spectrum = self.weight.flatten()
-        return (_waves(spectrum) @ spectrum).unflatten(0, (2, -1)) / len(spectrum)
+        return (self.waves @ spectrum).unflatten(0, (2, -1)) / len(spectrum)
 
     def _circulant(self, z: Tensor) -> Tensor:
         tokens = z.movedim(1, -1)
-        batch, slices, height, width, channels = tokens.shape
-        rows = tokens.reshape(batch, slices, -1)
+        rows = tokens.flatten(2)  # [B, D, H * W * h]
         spectrum, bias = self.weight.flatten().to(z.dtype), self.bias.flatten().to(z.dtype)
-        waves = _waves(spectrum)
-        cos, sin = waves.chunk(2)
+        waves, turned = self.waves.to(z.dtype), self.turned.to(z.dtype)
         # The circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]. The addition theorem
         # for (d - e) makes sums of products of them: no gather, whose backward pass is random.
-        turned = torch.cat([torch.cat([cos, sin], dim=1), torch.cat([sin, -cos], dim=1)])
-        matrix = (turned * spectrum.repeat(2)) @ waves / slices
-        first = (waves @ bias / slices).unsqueeze(1).expand(-1, channels)
-        offset = F.pad(first, (0, rows.shape[2] - channels)).unsqueeze(0)
-        real, imaginary = torch.baddbmm(offset, matrix.expand(batch, -1, -1), rows).chunk(2, dim=1)
-        magnitude = torch.sqrt(real.square() + imaginary.square() + _TINY)
+        matrix = (turned * spectrum).flatten(1) @ waves
+        filtered = torch.matmul(matrix, rows)
+        filtered[..., : z.shape[1]] += (waves @ bias).unsqueeze(1) / len(spectrum)
+        magnitude = torch.linalg.vector_norm(filtered.unflatten(1, (2, -1)), dim=1)
         return magnitude.view(tokens.shape).movedim(-1, 1)
 
     def _fft(self, z: Tensor) -> Tensor:

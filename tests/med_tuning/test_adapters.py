@@ -84,6 +84,20 @@ def test_the_frequency_branch_is_the_papers_equation_written_out(form, slices):
     torch.testing.assert_close(branch(z), expected.abs(), atol=1e-12, rtol=1e-12)
 
 
+def test_the_constants_of_the_filter_are_exact_in_any_precision_and_not_stored():
+    branch = FrequencyBranch(7)
+    assert set(branch.state_dict()) == {"weight", "bias"}
+    exact = FrequencyBranch(7).double()
+    changed = FrequencyBranch(7).float().double(), FrequencyBranch(7).half().float()
+    for one, other in zip(changed, (exact, branch), strict=True):
+        assert torch.equal(one.waves, other.waves) and torch.equal(one.turned, other.turned)
+    n = torch.arange(7, dtype=torch.float64)
+    assert torch.allclose(exact.waves[:7], (2 * math.pi * torch.outer(n, n) / 7).cos(), atol=1e-14)
+    with torch.device("meta"):
+        shadow = FrequencyBranch(7)
+    torch.testing.assert_close(shadow.to_empty(device="cpu").waves, branch.waves)
+
+
 @pytest.mark.parametrize("form", ["circulant", "fft"])
 @pytest.mark.parametrize("slices", [1, 6, 128])
 def test_at_the_start_it_is_the_magnitude_with_one_added_to_the_first_token(form, slices):

@@ -168,7 +168,7 @@ def test_a_vit_costs_its_layers_its_attention_and_the_filters_along_the_slices(p
 
 
 def test_the_report_names_parameters_by_part_for_the_patch_that_is_asked():
-    kwargs = arch_kwargs_at([[1, 1, 1], [1, 2, 2]], patch_size=[8, 64, 64])
+    kwargs = arch_kwargs_at([[1, 1, 1], [1, 2, 2]], patch_size=[8, 128, 128])
     report = planned_report(METHOD, 4, 4, [128] * 3, kwargs)
     assert report["patch_size"] == [128] * 3
     assert report["parameters"] == {"total": 103_694_852, "trainable": 17_853_188, "active": 103_694_852}
