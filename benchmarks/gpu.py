@@ -1,0 +1,413 @@
+"""All methods on one GPU beside nnU-Net's networks: are results right, how fast, in how much memory, and do they train?
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu_CARD.jsonl                      # everything, below 9 minutes
+    python benchmarks/gpu.py --section speed --only E2ENet U-Net --out FILE.jsonl         # a part of it
+    python benchmarks/gpu.py --tiny --device cpu                                          # does the script work?
+
+Sections: `correctness` (mixed precision and float32 on the card against float32 on the CPU, an update of E2ENet's
+connections, routing against each candidate alone), `speed` (forward pass and training step, eager and compiled, with
+the first call and peak memory) and `training` (`nnUNetv2_train` for each trainer on the data set --dataset, which is
+planned and preprocessed for nnUNetPlans; as nnU-Net runs it, compiled on CUDA).
+
+Every result is a line of JSON, written at once; with --out, what the file has already is passed over, so that a run
+that was cut goes on. Mixed precision is float16 on CUDA, as nnU-Net has it, and bfloat16 on a CPU. A step is forward,
+loss, backward, unscaling, clipping and SGD with momentum. Times are wall-clock medians of --rounds after two warm-ups
+(ms); `first_s` is the first call (s), with compilation; memory is the allocator's peak (GiB). Nothing else may run on
+the card. `gpu_carry.sh` beside this makes a folder with all that a machine without network needs.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from stock_commands import command, settings_words
+from torch import nn
+
+from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
+from nnunet_ext.dints.network import arch_kwargs_at as dints_kwargs
+from nnunet_ext.dints.network import search_arch_kwargs_at as search_kwargs
+from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.topology import DynamicTopology
+from nnunet_ext.med_danet.network import MedDANet
+from nnunet_ext.med_danet.network import arch_kwargs_at as med_danet_kwargs
+from nnunet_ext.med_tuning.network import MedTuningNet
+from nnunet_ext.methods import METHODS
+
+CLASSES = 16
+CUBE, PLANAR, SMALL, TINY_CUBE = (128, 128, 128), (32, 128, 128), (40, 56, 40), (64, 64, 64)
+
+
+def strides_of(size):
+    """Down to sides of at least 4, by two where an axis has room; as nnU-Net's plans have them."""
+    sides, strides = list(size), [[1, 1, 1]]
+    while len(strides) < 6 and max(sides) >= 8:
+        step = [2 if side >= 8 and side * 2 > max(sides) else 1 for side in sides]
+        sides = [side // s for side, s in zip(sides, step, strict=True)]
+        strides.append(step)
+    return strides
+
+
+def unet(kind, blocks, size):
+    strides = strides_of(size)
+    levels = len(strides)
+    common = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "nonlin": nn.LeakyReLU}
+    widths = [min(32 * 2**level, 320) for level in range(levels)]
+    return kind(
+        1, levels, widths, nn.Conv3d, 3, strides, blocks[:levels], CLASSES,
+        [blocks[-1] if kind is PlainConvUNet else 1] * (levels - 1), conv_bias=True, deep_supervision=True,
+        nonlin_kwargs={"inplace": True}, **common,
+    )  # fmt: skip
+
+
+COMPILED_TINY = ("E2ENet S=.8", "Med-Tuning med_adapter")
+NARROW = {"e2enet": {}, "dints": {}, "med_tuning": {}}  # widths of --tiny
+
+
+def e2enet(size, **settings):
+    return E2ENet(1, CLASSES, strides=strides_of(size), deep_supervision=True, **{**settings, **NARROW["e2enet"]})
+
+
+def dints(size):
+    return DiNTSNet(1, CLASSES, **{**dints_kwargs(strides_of(size)), **NARROW["dints"]})
+
+
+def dints_search(size):
+    return DiNTSSearchNet(1, CLASSES, **{**search_kwargs(strides_of(size)[:5]), **NARROW["dints"]})
+
+
+def med_danet(size):
+    return MedDANet(1, CLASSES, **med_danet_kwargs(strides_of(size), size))
+
+
+def med_tuning(size, **settings):
+    return MedTuningNet(1, CLASSES, patch_size=list(size), **settings, **NARROW["med_tuning"])
+
+
+class Candidate(nn.Module):
+    """One candidate of Med-DANet on every slice."""
+
+    def __init__(self, index, size):
+        super().__init__()
+        self.whole, self.index = med_danet(size), index
+
+    def forward(self, x):
+        return self.whole.candidate(self.index, x)
+
+
+class Routed(nn.Module):
+    """Half of the slices skipped, the others to M1 and M2: group sizes as data have them, whatever is decided."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.whole = med_danet(size)
+        self.whole.decision_trained.fill_(True)
+        self.whole.decision.register_forward_hook(self._instead)
+
+    @staticmethod
+    def _instead(_, inputs, shares):
+        wanted = torch.arange(len(shares), device=shares.device) // 3 % 4  # 0 0 0 1 1 1 2 2 2 3 3 3 0 ...
+        wanted = torch.where(wanted == 3, 0, wanted).view(4, -1)[:1].repeat(4, 1).flatten()
+        return 20 * nn.functional.one_hot(wanted, shares.shape[1]).to(shares.dtype)
+
+    def forward(self, x):
+        return self.whole(x)
+
+
+@dataclass
+class Net:
+    """A network at a size: how it is made, and what is asked of it."""
+
+    name: str
+    make: Callable[[Sequence[int]], nn.Module]
+    batch: int
+    size: Sequence[int]
+    trains: bool = True
+    predicts: bool = True
+    compiles: bool = True
+
+
+UNET, RESENC = partial(unet, PlainConvUNet, [2] * 6), partial(unet, ResidualEncoderUNet, [1, 3, 4, 6, 6, 6])
+LARGE = [
+    ("U-Net", UNET),
+    ("ResEnc M", RESENC),
+    ("E2ENet S=.8", e2enet),
+    ("E2ENet S=.8, keeps everything", partial(e2enet, memory_efficient=False)),
+    ("E2ENet S=.8, blocks of 16", partial(e2enet, connection_block=16)),
+    ("E2ENet S=.9, blocks of 16", partial(e2enet, connection_block=16, sparsity=0.9)),
+    ("DiNTS published", dints),
+]
+NETS = [
+    *(Net(name, make, 2, CUBE) for name, make in LARGE),
+    Net("DiNTS search", dints_search, 2, (96, 96, 96), predicts=False, compiles=False),
+    *(Net(name, make, 2, PLANAR) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
+    Net("Med-DANet M1", partial(Candidate, 0), 2, PLANAR),
+    Net("Med-DANet M4", partial(Candidate, 3), 2, PLANAR),
+    Net("Med-DANet routed", Routed, 2, PLANAR, trains=False, compiles=False),
+    *(Net(f"Med-Tuning {tuning}", partial(med_tuning, tuning=tuning), 1, (16, 224, 224))
+      for tuning in ("med_adapter", "full", "head")),
+    *(Net(name, make, 1, TINY_CUBE) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
+    *(Net(name, make, 8, SMALL) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
+]  # fmt: skip
+
+
+class Report:
+    """Lines of JSON; what is there already is known by section, name, shape and form."""
+
+    def __init__(self, path, about):
+        self.path, self.about, self.known = path, about, set()
+        if path and path.is_file():
+            self.known = {self.key(json.loads(line)) for line in path.read_text().splitlines()}
+
+    @staticmethod
+    def key(row):
+        return tuple(str(row.get(name)) for name in ("section", "name", "shape", "compiled", "card"))
+
+    def has(self, **row):
+        return self.key({**self.about, **row}) in self.known
+
+    def add(self, **row):
+        line = json.dumps({**self.about, **row})
+        print(line, flush=True)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work, device, rounds):
+    """Median and least milliseconds after two warm-ups, seconds of the first call, peak GiB."""
+    times = []
+    for number in range(rounds + 2):
+        if device.type == "cuda" and number == 2:
+            torch.cuda.reset_peak_memory_stats()
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if device.type == "cuda" else None
+    kept = times[2:]
+    return {
+        "ms": round(1e3 * statistics.median(kept), 2), "least_ms": round(1e3 * min(kept), 2),
+        "first_s": round(times[0], 1), "peak_gib": peak,
+    }  # fmt: skip
+
+
+def half(device):
+    return torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16)
+
+
+def supervised(network, on):
+    part = getattr(network, "decoder", network)
+    if isinstance(getattr(part, "deep_supervision", None), bool):
+        part.deep_supervision = on
+
+
+def measure(net, compiled, args, device, size):
+    """Forward pass and step of one network; a failure is a result."""
+    row = {}
+    try:
+        torch.manual_seed(0)
+        network = net.make(size).to(device)
+        x = torch.randn(net.batch, 1, *size, device=device)
+        run = torch.compile(network, backend=args.backend) if compiled else network
+        row["parameters_m"] = round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
+        if net.predicts:
+            network.eval()
+            supervised(network, False)
+
+            def predict():
+                with torch.no_grad(), half(device):
+                    run(x)
+
+            row["forward"] = timed(predict, device, args.rounds)
+        if net.trains:
+            network.train()
+            supervised(network, True)
+            tuned = [p for p in network.parameters() if p.requires_grad]
+            scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+            optimizer = torch.optim.SGD(tuned, 1e-3, momentum=0.99, nesterov=True)
+
+            def step():
+                optimizer.zero_grad(set_to_none=True)
+                with half(device):
+                    outputs = run(x)
+                    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+                    loss = sum(output.float().square().mean() for output in outputs)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(tuned, 12)
+                scaler.step(optimizer)
+                scaler.update()
+
+            row["step"] = timed(step, device, args.rounds)
+    except Exception as error:  # the other networks are measured all the same
+        row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    return row
+
+
+def speed(args, device, report):
+    for compiled in (False, True):
+        for net in args.nets:
+            size = [max(16, side // 8) for side in net.size] if args.tiny else list(net.size)
+            about = {"section": "speed", "name": net.name, "shape": [net.batch, 1, *size], "compiled": compiled}
+            compiles = net.compiles and (not args.tiny or net.name in COMPILED_TINY)
+            if (compiled and not compiles) or not args.wants(net.name) or report.has(**about):
+                continue
+            report.add(**about, **measure(net, compiled, args, device, size))
+            torch.compiler.reset()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def relative(found, expected):
+    return float((found.float().cpu() - expected).norm() / expected.norm())
+
+
+def first(output):
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+def correctness(args, device, report):
+    size = [16, 32, 32] if args.tiny else [64, 64, 64]
+    seen = set()
+    for net in args.nets:
+        about = {"section": "correctness", "name": net.name}
+        if net.name in seen or not net.predicts or not args.wants(net.name) or report.has(**about):
+            continue
+        seen.add(net.name)
+        row = {}
+        try:
+            torch.manual_seed(1)
+            network, x = net.make(size).eval(), torch.randn(1, 1, *size)
+            supervised(network, False)
+            with torch.no_grad():
+                expected = first(network(x))
+                network, x = network.to(device), x.to(device)
+                row["float32"] = relative(first(network(x)), expected)
+                with half(device):
+                    row["half"] = relative(first(network(x)), expected)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+        report.add(**about, **row)
+    if args.wants("connections") and not report.has(section="correctness", name="connections"):
+        report.add(section="correctness", name="connections", **moving_connections(device, size))
+    if args.wants("routing") and not report.has(section="correctness", name="routing"):
+        report.add(section="correctness", name="routing", **routing(device, size))
+
+
+def moving_connections(device, size):
+    """An update of E2ENet's connections: as many are active after it, and some are others."""
+    torch.manual_seed(0)
+    network = e2enet(size, base_features=8).to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99)
+    options = {"total_steps": 100, "update_every": 2, "drop_rate": 0.5, "final_drop_rate": 0.05}
+    topology = DynamicTopology(network, optimizer, dynamic=True, seed=0, **options)
+    before = {name: set(layer.index.tolist()) for name, layer in topology.layers.items()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(output.square().mean() for output in network(torch.randn(1, 1, *size, device=device))).backward()
+        optimizer.step()
+    after = {name: set(layer.index.tolist()) for name, layer in topology.layers.items()}
+    return {
+        "counts_kept": all(len(before[name]) == len(after[name]) for name in before),
+        "share_moved": sum(len(after[name] - before[name]) for name in before) / sum(map(len, before.values())),
+    }
+
+
+def routing(device, size):
+    """Logits of routed slices against the chosen candidate on all of them, largest difference over largest logit."""
+    torch.manual_seed(0)
+    network, x = Routed(size).to(device).eval(), torch.randn(1, 1, *size, device=device)
+    with torch.no_grad():
+        network.whole.record = []
+        found = network.whole.fold(network(x))
+        choices = network.whole.record[0]
+        candidates = [network.whole.fold(network.whole.candidate(index, x)) for index in (0, 1)]
+        expected = [candidates[c - 1][n] if c else found[n] for n, c in enumerate(choices)]
+    worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    return {"choices": sorted(set(choices)), "worst": worst / float(found.abs().max())}
+
+
+def training(args, device, report):
+    """The stock command for nnU-Net's trainer and each of ours; seconds to the first epoch's end, and of the last."""
+    trainers = {"nnUNetTrainer_5epochs": ("nnUNetPlans", None)}
+    for method in METHODS.values():
+        trainers[method.trainer] = (method.plans_name, method.name)
+    short = {"num_epochs": 2, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 5}
+    if args.tiny:
+        short = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+        trainers = {"E2ENetTrainer": trainers["E2ENetTrainer"]}
+    results = Path(os.environ.get("nnUNet_results", ""))
+    for trainer, (plans, method) in trainers.items():
+        about = {"section": "training", "name": trainer}
+        if not args.wants(trainer) or report.has(**about):
+            continue
+        row = {}
+        try:
+            if method is not None:
+                random = {"pretrained": False} if method == "med_tuning" else {}
+                small = {"patch_size": [16, 32, 32], "base_features": 4, "batch_size": 2} if args.tiny else {}
+                plans = f"{plans}_gpu"
+                command(
+                    "nnunet_ext", "plan", args.dataset, "--method", method, "--from", "nnUNetPlans", "--name", plans,
+                    "--configuration", "3d_fullres", "--overwrite", *settings_words({**short, **random, **small}),
+                )  # fmt: skip
+            words = [args.dataset, "3d_fullres", 0, "-tr", trainer, "-p", plans, "-device", device.type]
+            start = time.perf_counter()
+            command("nnUNetv2_train", *words)
+            row["wall_s"] = round(time.perf_counter() - start, 1)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+        logs = sorted(results.glob(f"*/{trainer}__{plans}__3d_fullres/fold_0/training_log_*.txt"))
+        if logs:
+            text = logs[-1].read_text()
+            row["epoch_s"] = [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", text)]
+            row["pseudo_dice"] = re.findall(r"Pseudo dice (\[.*\])", text)[-1:]
+        report.add(**about, **row)
+
+
+SECTIONS = {"correctness": correctness, "speed": speed, "training": training}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks and trainers whose name holds one of these")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dataset", type=int, default=4, help="of the section training")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, compiled by nobody, one trainer: a test")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    args.wants = lambda name: not args.only or any(part in name for part in args.only)
+    args.backend = "eager" if args.tiny else "inductor"
+    args.nets = NETS
+    if args.tiny:
+        args.rounds, args.nets = 1, list({net.name: net for net in reversed(NETS)}.values())[::-1]
+        NARROW.update(e2enet={"base_features": 8}, dints={"base_features": 4})
+        NARROW["med_tuning"] = {"backbone": "vit_tiny_patch16_224", "depths": [1, 1, 1, 1]}
+    device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = True
+    os.environ["nnUNet_ext_packed"] = "0"  # torch on the CPU, too, is what results are compared with
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report = Report(args.out, {"card": card, "torch": torch.__version__})
+    for section in args.section:
+        SECTIONS[section](args, device, report)
+
+
+if __name__ == "__main__":
+    main()
