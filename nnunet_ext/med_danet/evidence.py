@@ -172,6 +172,9 @@ def evidence(
     if by_chance is not None:
         ways.append(way("every slice at random between two candidates", everywhere(by_chance)))
     counts = np.concatenate(routed).sum(0).astype(int).tolist()
+    found = risk(cases, [threshold] * len(cases))
+    if allowed is not None:
+        found["at_most"] = None  # no bound holds for the slices that set the threshold
     return {
         "slices": slices,
         "choices": ["skip", *costs.titles],
@@ -180,7 +183,7 @@ def evidence(
         "skip_threshold": threshold,
         "skip_neighbours": neighbours,
         "skip_risk_allowed": allowed,
-        "risk": risk(cases, [threshold] * len(cases)),
+        "risk": found,
         "held_out_risk": None if allowed is None else held_out_risk(cases, allowed),
         "convention": "true",
     }
@@ -219,6 +222,8 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
 def risk_lines(report: Mapping[str, Any]) -> list[str]:
     """What is risked, in sentences, warnings first."""
     lines = [*warnings_of(report), risk_text(report["risk"])]
+    if report["skip_risk_allowed"] is not None:
+        lines[-1] += " These slices have set the threshold: they cannot say how safe it is."
     if report["held_out_risk"] is not None:
         lines.append(f"With a threshold from the other half of the cases: {risk_text(report['held_out_risk'])}")
     return lines

@@ -132,8 +132,14 @@ def test_a_threshold_is_judged_on_cases_that_did_not_set_it():
     # the first and third with the second's 0.7: one of theirs is skipped; the second with theirs: none
     assert found["skipped_with_foreground"] == 1 and found["skipped_empty"] == 2
     assert held_out_risk(cases[:1], 0.0) is None
-    assert evidence(cases, COSTS, 0.9, 1, 0.0)["held_out_risk"] == found
-    assert evidence(cases, COSTS, 0.9, 1, None)["held_out_risk"] is None
+    told = evidence(cases, COSTS, 0.9, 1, 0.0)
+    assert told["held_out_risk"] == found and told["risk"]["at_most"] is None
+    said = lines_of(told)
+    assert said[0].startswith("WARNING: routing skips slices with foreground with a threshold from other cases: 1 of 3")
+    assert said[1].endswith("These slices have set the threshold: they cannot say how safe it is.")
+    assert said[2].startswith("With a threshold from the other half of the cases: 1 of 3 slices with foreground were ")
+    given = evidence(cases, COSTS, 0.9, 1, None)
+    assert given["held_out_risk"] is None and given["risk"]["at_most"] == upper_bound(0, 3)
 
 
 def test_all_skipped_is_a_warning_and_has_no_mixture():
