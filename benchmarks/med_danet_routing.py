@@ -29,7 +29,8 @@ import torch
 
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
-from nnunet_ext.med_danet.evidence import calibrated, evidence, seen_slices
+from nnunet_ext.med_danet.evidence import calibrated, evidence
+from nnunet_ext.med_danet.seen import seen_slices
 from nnunet_ext.med_danet.strip import strip_figure
 
 LABELS = {

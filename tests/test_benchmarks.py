@@ -18,6 +18,7 @@ def run(out, *words, **environment):
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_gpu_benchmark_and_what_is_there_already(tmp_path):
     words = ["--section", "correctness", "speed", "--only", "S=.9", "connections", "routing"]
     rows = run(tmp_path / "rows.jsonl", *words)

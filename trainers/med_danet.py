@@ -26,11 +26,12 @@ from nnunet_ext.med_danet.accounting import EpochNotes, noted_cases, report_text
 from nnunet_ext.med_danet.bank import PAPER_BANK, take_bank
 from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels, truth_and_valid
 from nnunet_ext.med_danet.costs import slice_costs
-from nnunet_ext.med_danet.evidence import EVIDENCE_FILE, calibrated, evidence, joined, lines_of, seen_slices
+from nnunet_ext.med_danet.evidence import EVIDENCE_FILE, calibrated, evidence, joined, lines_of, safe_threshold
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
 from nnunet_ext.med_danet.phases import Phases, continued, thinned, unfinished_text
-from nnunet_ext.med_danet.routing import lowest_nearby, safe_threshold
+from nnunet_ext.med_danet.routing import lowest_nearby
+from nnunet_ext.med_danet.seen import seen_slices
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
 from nnunet_ext.trainers.whole_cases import case_of, tiles_of

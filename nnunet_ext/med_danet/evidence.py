@@ -1,6 +1,7 @@
 """Whether routing pays and what it risks, from whole cases: each candidate alone, the labels, routing, random mixtures.
 
 A slice here is a slice of one tile of prediction, seen once, not mirrored; where tiles overlap, pixels count in each.
+Plain numbers: the report reads them without torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,56 +9,13 @@ from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
-import torch
-from torch import Tensor
 
 from nnunet_ext.med_danet.accounting import GIGA, SliceCosts
-from nnunet_ext.med_danet.choice import ChoiceMetric, choice_labels, pixel_counts, slice_scores, truth_and_valid
-from nnunet_ext.med_danet.routing import choices_of, lowest_nearby, safe_threshold
 
 EVIDENCE_FILE = "med_danet_routing.json"  # in a fold's folder
 CONFIDENCE = 0.95
 ONE_CHOICE = 0.99  # share of the slices from which on a choice is said to be the only one
 Case = Mapping[str, np.ndarray]
-
-
-@torch.no_grad()
-def seen_slices(
-    network: Any, x: Tensor, target: Tensor, metric: ChoiceMetric, neighbours: int, **told: Any
-) -> dict[str, np.ndarray]:
-    """What is to be known of the slices of one tile, as arrays with one row a slice.
-
-    Args:
-        network: a `MedDANet` in evaluation.
-        x: `[B, C, D, H, W]` or `[B, C, H, W]`.
-        target, told: see `choice.truth_and_valid`; `[B, T, ...]`.
-        neighbours: on either side, that a skip needs.
-
-    Returns:
-        `counts [S, choices, classes, 3]`, `choice.pixel_counts` of skip and of each candidate; `skip [S]`, the share of
-        skip with its neighbours; `chosen [S]`, the best candidate; `label [S]`, what the metric says of the truth;
-        `foreground [S]` in pixels; `known [S]`, whether all is annotated.
-    """
-    truth, valid = truth_and_valid(network.fold(target), network.num_classes, **told)
-    regions = bool(told.get("regions"))
-    found = [
-        pixel_counts(network.fold(network.candidate(index, x)), truth, valid, regions=regions)
-        for index in range(len(network.candidates))
-    ]
-    none = found[0].clone()
-    none[..., :2] = 0
-    shares = network.shares(x)
-    foreground = truth.any(1).flatten(1).sum(1)
-    scores = torch.stack([slice_scores(counts, metric.score) for counts in found], 1)
-    columns = {
-        "counts": torch.stack([none, *found], 1),
-        "skip": lowest_nearby(shares[..., 0], neighbours).flatten(),
-        "chosen": choices_of(shares, 2.0, 0).flatten(),
-        "label": choice_labels(scores, foreground, metric),
-        "foreground": foreground,
-        "known": valid.flatten(1).all(1),
-    }
-    return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def joined(parts: Sequence[Case]) -> dict[str, np.ndarray]:
@@ -123,6 +81,23 @@ def risk(cases: Sequence[Case], thresholds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def safe_threshold(skip: Sequence[float], foreground: Sequence[bool], risk: float, lowest: float = 0.5) -> float:
+    """The threshold above which at most a share `risk` of the slices with foreground lie.
+
+    It is a thousandth nearer to 1 than the last of them: shares are computed anew in prediction, and rounded otherwise.
+
+    Args:
+        skip: `routing.lowest_nearby` of each slice of a calibration.
+        foreground: whether it holds any.
+        lowest: less than this is never enough to skip.
+    """
+    dangerous = sorted((share for share, holds in zip(skip, foreground, strict=True) if holds), reverse=True)
+    allowed = int(risk * len(dangerous))
+    if allowed == len(dangerous):
+        return lowest
+    return max(lowest, dangerous[allowed] + (1 - dangerous[allowed]) / 1000)
+
+
 def calibrated(cases: Sequence[Case], allowed: float) -> float:
     """The threshold by which at most the share `allowed` of the slices with foreground is skipped."""
     skip = np.concatenate([case["skip"] for case in cases])
@@ -144,7 +119,7 @@ def evidence(
     """The JSON of all this.
 
     Args:
-        cases: of `seen_slices`, joined.
+        cases: of `seen.seen_slices`, joined.
         threshold, neighbours: of the network.
         allowed: the risk by which the threshold was calibrated on these cases; None where it was given.
     """

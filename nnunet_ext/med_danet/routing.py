@@ -44,20 +44,3 @@ def choices_of(shares: Tensor, threshold: Tensor | float, neighbours: int) -> Te
     """
     skipped = lowest_nearby(shares[..., 0], neighbours) > threshold
     return torch.where(skipped, 0, shares[..., 1:].argmax(-1) + 1)
-
-
-def safe_threshold(skip: Sequence[float], foreground: Sequence[bool], risk: float, lowest: float = 0.5) -> float:
-    """The threshold above which at most a share `risk` of the slices with foreground lie.
-
-    It is a thousandth nearer to 1 than the last of them: shares are computed anew in prediction, and rounded otherwise.
-
-    Args:
-        skip: `lowest_nearby` of each slice of a calibration.
-        foreground: whether it holds any.
-        lowest: less than this is never enough to skip.
-    """
-    dangerous = sorted((share for share, holds in zip(skip, foreground, strict=True) if holds), reverse=True)
-    allowed = int(risk * len(dangerous))
-    if allowed == len(dangerous):
-        return lowest
-    return max(lowest, dangerous[allowed] + (1 - dangerous[allowed]) / 1000)

@@ -17,11 +17,11 @@ from nnunet_ext.med_danet.evidence import (
     mean_dice,
     mixture,
     risk,
-    seen_slices,
     upper_bound,
     warnings_of,
 )
 from nnunet_ext.med_danet.network import MedDANet
+from nnunet_ext.med_danet.seen import seen_slices
 
 COSTS = SliceCosts((8, 8), ("A", "B"), (100, 300), 10, 1)
 

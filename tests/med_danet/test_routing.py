@@ -4,8 +4,9 @@ import pytest
 import torch
 from med_danet.small import TINY_BANK, arch_kwargs
 
+from nnunet_ext.med_danet.evidence import safe_threshold
 from nnunet_ext.med_danet.network import MedDANet
-from nnunet_ext.med_danet.routing import choices_of, lowest_nearby, mean_of_mirrored, mirrored, safe_threshold
+from nnunet_ext.med_danet.routing import choices_of, lowest_nearby, mean_of_mirrored, mirrored
 
 FLIPS = [(), (-2,), (-1,), (-2, -1)]
 

@@ -262,14 +262,26 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer.train_step(self.batch(trainer, 1))
         assert len(norms) == 2 and [float(norm) for norm in norms] == pytest.approx([12, 12], rel=1e-3)
 
+    TWO_EPOCHS = {"num_epochs": 2, "leave_epoch": 1, "bank_epochs": 1}
+
     def routing(self, workspace, configuration="3d_fullres", plans=None, **options):
-        """A trainer after its whole training."""
-        trainer = self.build(self.handmade(**options) if plans is None else plans, configuration=configuration)
+        """A trainer after its whole training, an epoch a phase."""
+        plans = self.handmade(**self.TWO_EPOCHS, **options) if plans is None else plans
+        trainer = self.build(plans, configuration=configuration)
         trainer.initialize()
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes that prediction mirrors
-        for _ in range(3):
+        for _ in range(2):
             self.run_epoch(trainer)
         return trainer
+
+    def with_2d(self):
+        """Handmade plans that have both configurations."""
+        plans = self.handmade(**self.TWO_EPOCHS)
+        plans["configurations"]["2d"].update(
+            nnunet_ext={**self.options, **self.TWO_EPOCHS},
+            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
+        )
+        return plans
 
     def test_the_rules_of_skipping_are_in_the_checkpoint(self, workspace):
         trainer = self.routing(workspace, skip_threshold=0.75)
@@ -283,15 +295,10 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         assert int(trainer.net.skip_neighbours) == 0 and trainer.net.mirror_axes.tolist() == [False, True]
 
     def test_neighbours_are_none_in_2d(self, workspace):
-        plans = self.handmade()
-        planar = plans["configurations"]["2d"]
-        planar.update(
-            nnunet_ext=self.options,
-            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
-        )
+        plans = self.with_2d()
         trainer = self.routing(workspace, "2d", plans)
         assert int(trainer.net.skip_neighbours) == 0 and trainer.net.mirror_axes.tolist() == [True, True]
-        planar["nnunet_ext"] = {**self.options, "skip_neighbours": 1}
+        plans["configurations"]["2d"]["nnunet_ext"] = {**self.options, "skip_neighbours": 1}
         with pytest.raises(ConfigurationError, match="slices one by one: 'skip_neighbours' must be 0 or null, found 1"):
             self.build(plans, configuration="2d")
 
@@ -302,28 +309,19 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         assert len(skip) == 2 * 2 * 8 and holds.all()  # two batches of two patches of eight slices, all with some
         assert float(trainer.net.skip_threshold) == pytest.approx(max(0.5, float(skip.max() + (1 - skip.max()) / 1000)))
         assert trainer.net.skip_threshold > skip.max() or skip.max() < 0.5
-        told = self.build(self.handmade(skip_risk=1.0))
-        told.initialize()
-        for _ in range(3):
-            self.run_epoch(told)
-        assert float(told.net.skip_threshold) == 0.5
+        assert float(self.routing(workspace, skip_risk=1.0).net.skip_threshold) == 0.5
 
     def test_statistics_of_the_decision_network_are_those_of_the_last_slices(self, workspace):
         trainer = self.routing(workspace)
         norm = trainer.net.decision.stem[1]
-        slices = torch.cat([trainer.net.fold(self.batch(trainer, 2000 + i)["data"]) for i in range(4)])
+        slices = torch.cat([trainer.net.fold(self.batch(trainer, 1000 + i)["data"]) for i in range(4)])
         with torch.no_grad():
             mean = trainer.net.decision.stem[0](slices).mean((0, 2, 3))
         torch.testing.assert_close(norm.running_mean, mean)
 
     @pytest.mark.parametrize("planar", [False, True])
     def test_the_end_says_whether_routing_pays_and_sets_the_threshold(self, workspace, monkeypatch, planar):
-        plans = self.handmade()
-        plans["configurations"]["2d"].update(
-            nnunet_ext=self.options,
-            architecture={**self.architecture(), "arch_kwargs": arch_kwargs([s[1:] for s in STRIDES], TWO)},
-        )
-        trainer = self.routing(workspace, "2d" if planar else "3d_fullres", plans)
+        trainer = self.routing(workspace, "2d" if planar else "3d_fullres", self.with_2d())
         cases = Cases()
         monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (None, cases))
         trainer.on_train_end()

@@ -384,9 +384,10 @@ def test_tokens_are_so_small_that_a_slice_has_eight_of_them_a_side(patch, side):
     assert token_side(patch) == side
     kwargs = arch_kwargs_at([[1] * len(patch), [2] * len(patch)], patch)
     assert kwargs.get("backbone_settings") == (None if side == 16 else {"patch_size": side})
-    with torch.device("meta"):
-        network = MedTuningNet(1, 2, **kwargs)
-    assert min(network.layout.grids[0]) >= min(8, min(patch[-2:]))
+    if side == 5:
+        with torch.device("meta"):
+            network = MedTuningNet(1, 2, **{**kwargs, "backbone": "vit_tiny_patch16_224", "depths": [1, 1, 1, 1]})
+        assert network.layout.grids[0] == (12, 8)
 
 
 # what need not be computed
