@@ -270,6 +270,8 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         trainer = self.build(plans, configuration=configuration)
         trainer.initialize()
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes that prediction mirrors
+        towards_skip = torch.tensor([4.0, 0.0, 0.0])  # a network that would skip nearly all
+        trainer.net.decision.register_forward_hook(lambda _, inputs, logits: logits + towards_skip)
         for _ in range(2):
             self.run_epoch(trainer)
         return trainer
@@ -288,6 +290,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         saved = checkpoint(workspace.model_fold(trainer), "checkpoint_best.pth")["network_weights"]
         assert (float(saved["skip_threshold"]), int(saved["skip_neighbours"])) == (0.75, 1)
         assert saved["mirror_axes"].tolist() == [True, True]
+        assert "The bank's last losses: UNet-2" in self.log_of(trainer)
         trainer = self.build(self.handmade(skip_neighbours=0))
         trainer.initialize()
         trainer.inference_allowed_mirroring_axes = (2,)
@@ -308,7 +311,11 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         holds = torch.tensor([foreground for _, foreground in trainer._notes.skips])
         assert len(skip) == 2 * 2 * 8 and holds.all()  # two batches of two patches of eight slices, all with some
         assert float(trainer.net.skip_threshold) == pytest.approx(max(0.5, float(skip.max() + (1 - skip.max()) / 1000)))
-        assert trainer.net.skip_threshold > skip.max() or skip.max() < 0.5
+        assert trainer.net.skip_threshold > skip.max() > 0.5
+        with torch.no_grad():
+            batches = [self.batch(trainer, 1500 + i)["data"] for i in range(2)]
+            expected = torch.cat([lowest_nearby(trainer.net.shares(x)[..., 0], 1).flatten() for x in batches])
+        torch.testing.assert_close(skip, expected)
         assert float(self.routing(workspace, skip_risk=1.0).net.skip_threshold) == 0.5
 
     def test_statistics_of_the_decision_network_are_those_of_the_last_slices(self, workspace):
@@ -343,7 +350,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
             float(torch.where(inside & trainer._foreground(true).flatten(), skip, 0).max())
             for skip, (_, true, inside) in zip(nearby, tiles, strict=True)
         )
-        assert float(saved["skip_threshold"]) == pytest.approx(max(0.5, highest + (1 - highest) / 1000))
+        assert 0.5 < highest < float(saved["skip_threshold"]) == pytest.approx(highest + (1 - highest) / 1000)
         assert "slices with foreground were skipped" in self.log_of(trainer)
 
     @pytest.mark.parametrize("labels", [LABELS, REGIONS])
