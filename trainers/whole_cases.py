@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from torch import Tensor
 
-BATCH = 16  # slices of a 2d configuration that are given together
+from nnunet_ext.prediction.sliding_window import BATCH
+
 STEP = 0.5  # between tiles, as in nnU-Net's prediction
 Tile = tuple[Tensor, Tensor, Tensor]
 
@@ -63,6 +65,5 @@ def tiles_of(image: Tensor, target: Tensor, patch_size: Sequence[int]) -> Iterat
 
 def _padded(volume: Tensor, sides: Sequence[int]) -> tuple[Tensor, int]:
     """The volume with zeros around it up to a tile's size, as nnU-Net pads, and how many slices came before it."""
-    missing = [max(0, side - have) for side, have in zip(sides, volume.shape[1:], strict=True)]
-    around = [amount for lack in reversed(missing) for amount in (lack // 2, lack - lack // 2)]
-    return torch.nn.functional.pad(volume, around), missing[0] // 2
+    padded, inner = pad_nd_image(volume, sides, "constant", {"value": 0}, True, None)
+    return padded, inner[1].start
