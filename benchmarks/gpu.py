@@ -390,9 +390,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dataset", type=int, default=4, help="of the section training")
-    parser.add_argument(
-        "--tiny", action="store_true", help="tiny sizes, two compiled eagerly, one trainer: a test"
-    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, two compiled eagerly, one trainer: a test")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.wants = lambda name: not args.only or any(part in name for part in args.only)
