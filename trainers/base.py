@@ -179,11 +179,30 @@ class ExtTrainer(ResumableTrainer):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()
+        compiled = [*self.network.modules(), *self.loss.modules()]  # nnU-Net compiles the Dice loss too
+        if (why := self.why_not_compiled()) and super()._do_i_compile():
+            compiled += (parts := self.compile_parts())
+            name, instead = self.network_class.__name__, ", ".join(type(part._orig_mod).__name__ for part in parts)
+            self.print_to_log_file(
+                f"{name} is not compiled as a whole: {why}." + (f" Its parts are: {instead}." if parts else "")
+            )
         if "nnUNet_compile" not in os.environ:
-            for module in (*self.network.modules(), *self.loss.modules()):  # nnU-Net compiles the Dice loss too
+            for module in compiled:
                 if isinstance(module, OptimizedModule):
                     fall_back_to_eager(module, self.print_to_log_file)
         self.on_initialized()
+
+    def _do_i_compile(self) -> bool:
+        return not self.why_not_compiled() and super()._do_i_compile()
+
+    def why_not_compiled(self) -> str:
+        """method: why the network is not compiled as a whole, in a clause; empty where it is."""
+        network = self.network_class
+        return "" if network.supports_compile else getattr(network, "no_fixed_graph", "it does not claim to support it")
+
+    def compile_parts(self) -> list[Any]:
+        """method: compiles what of such a network can be."""
+        return []
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switches the network's list output on or off; our networks have no `.decoder`."""

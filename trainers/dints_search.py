@@ -47,8 +47,9 @@ class DiNTSSearchTrainer(ExtTrainer):
         self._half = 0  # of the training cases, from which the next loader takes
         self._random_state: dict[str, Any] | None = None
 
-    def _do_i_compile(self) -> bool:
-        return False
+    def why_not_compiled(self) -> str:
+        """Its hundred cells; 100 s were seen on a CPU before the first code was made."""
+        return "to trace its cells takes minutes"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """SGD for the weights; the logits have their own Adam."""

@@ -71,8 +71,9 @@ class MedDANetTrainer(ExtTrainer):
             )
         return options
 
-    def _do_i_compile(self) -> bool:
-        return False
+    def compile_parts(self) -> list[Any]:
+        """The candidates."""
+        return self.net.compile_candidates()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's, but 3D patches are rotated within slices only, and prediction mirrors only in them.

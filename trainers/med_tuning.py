@@ -61,9 +61,10 @@ class MedTuningTrainer(ExtTrainer):
             find_weights(chosen["backbone"], options)
         return options
 
-    def _do_i_compile(self) -> bool:
+    def why_not_compiled(self) -> str:
+        """The transform of one frequency branch."""
         chosen = self.planned_arch_kwargs(self.configuration_manager).get("frequency")
-        return chosen != "fft" and super()._do_i_compile()  # inductor has no code for complex numbers
+        return "inductor has no code for the complex numbers of frequency 'fft'" if chosen == "fft" else ""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW or the authors' Adam over what is trainable, and the rate by epochs."""

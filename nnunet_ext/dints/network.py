@@ -234,7 +234,7 @@ class DiNTSSearchNet(_DiNTS):
         ConfigurationError: what cannot work, in words.
     """
 
-    supports_compile = False  # not tried
+    supports_compile = False  # it could be, in minutes
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class MedDANet(nn.Module):
     """
 
     supports_2d = True
-    supports_compile = False  # the choices are read on the CPU
+    supports_compile = False  # the choices are read on the CPU; see compile_candidates
     supports_deep_supervision = False
     no_fixed_graph = "which of its networks a slice takes depends on the slice"  # asked by what converts networks
 
@@ -98,6 +98,7 @@ class MedDANet(nn.Module):
         self.record: list[list[int]] | None = None
         self._latest: _Decided | None = None
         self._for_cpus = False
+        self._compiled: list[Any] = []
         self.register_load_state_dict_pre_hook(_without_rules)
         self.register_load_state_dict_post_hook(_say_what_predicts)
 
@@ -138,9 +139,25 @@ class MedDANet(nn.Module):
         """Logits `[B, K, ...]` of one candidate on all slices of `x`."""
         return self.unfold(self._segment(index, self.fold(x)), x)
 
+    def compile_candidates(self) -> list[Any]:
+        """Compiles each candidate, once for all numbers of slices; the state dict stays as it is."""
+        # Candidates of one class share one function to dynamo, which by default gives it up after eight graphs.
+        config = torch._dynamo.config
+        config.cache_size_limit = max(config.cache_size_limit, 4 * len(self.candidates))
+        self._compiled = [torch.compile(candidate) for candidate in self.candidates]
+        return self._compiled
+
     def _segment(self, index: int, slices: Tensor) -> Tensor:
-        logits = self.candidates[index](slices)
-        return logits[0] if isinstance(logits, (list, tuple)) else logits
+        count = len(slices)
+        if self._compiled and not slices.is_meta:  # costs are counted on the meta device
+            if count == 1 and not self.candidates[index].training:
+                slices = slices.repeat(2, 1, 1, 1)  # dynamo makes a batch of one a case of its own
+            torch._dynamo.maybe_mark_dynamic(slices, 0)
+            logits = self._compiled[index](slices)
+        else:
+            logits = self.candidates[index](slices)
+        logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+        return logits[:count]
 
     def shares(self, x: Tensor) -> Tensor:
         """What the decision network gives to skip and to each candidate, `[B, D, choices]` in float32 (2D: D = 1).

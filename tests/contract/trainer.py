@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract.on_request import OnRequest
+from contract.on_request import OnRequest, thorough
 from end_to_end.stock import Workspace, handmade_plans, make_dataset, segmentations, shrink, stock_architecture
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._inductor.compile_fx import compile_fx
 
 from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
@@ -62,6 +64,7 @@ class TrainerContract(OnRequest):
     options: dict  # a schedule in which all that moves during training moves within 3 epochs of 4 iterations
     configurations: tuple = ("3d_fullres",)  # those that are preprocessed
     keeps_random_numbers = False  # whether a checkpoint holds those of the process
+    graphs: tuple = (4, 4, 4)  # compiled by the end of each epoch: network and Dice, in steps and in validations
     longer: dict = {}  # options besides num_epochs of a training that goes on
 
     @property
@@ -443,6 +446,35 @@ class TrainerContract(OnRequest):
         asked.initialize()
         with pytest.raises(Exception, match="no compiler here"):
             self.run_epoch(asked)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=thorough)])
+    def test_epochs_compile_as_on_a_gpu_and_only_in_the_first(self, workspace, monkeypatch, backend):
+        compile_network, graphs = torch.compile, []
+
+        def counting(graph, inputs):
+            graphs.append(graph)
+            return compile_fx(graph, inputs) if backend == "inductor" else graph
+
+        monkeypatch.setattr(torch, "compile", lambda network: compile_network(network, backend=counting))
+        monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda trainer: True)
+        monkeypatch.setenv("nnUNet_compile", "t")  # an error is one
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = self.build()
+        trainer.initialize()
+        made, losses = [], []
+        for _ in range(3):
+            losses.append(self.run_epoch(trainer))
+            made.append(len(graphs))
+        assert not torch._dynamo.utils.counters["graph_break"]
+        assert tuple(made) == self.graphs
+        assert ("is not compiled as a whole: " in self.log_of(trainer)) != self.network_class.supports_compile
+        monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda trainer: False)
+        plain = self.build()
+        plain.initialize()
+        expected = [self.run_epoch(plain) for _ in range(3)]
+        np.testing.assert_allclose(losses, expected, rtol=0.01 if backend == "inductor" else 1e-6)
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -39,6 +39,7 @@ class TestDiNTSSearchTrainer(TrainerContract):
         "num_val_iterations_per_epoch": 2,
         "save_every": 1,
     }
+    graphs = (0, 0, 0)  # not compiled
     arch_kwargs = {"strides": STRIDES, "num_layers": 3, "num_depths": 2, "base_features": 3}
 
     # The final network's tests go through all folds; a search is one fold, and its own test kills it twice.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from med_danet.small import PLAIN_UNET, TINY_BANK, arch_kwargs, with_choices
 
+from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.norm import SliceNorm
 from nnunet_ext.med_danet.bank import take_bank
@@ -54,6 +55,33 @@ def test_grouped_routing_equals_slice_by_slice(choices):
         # float32 sums of a batch may be taken in another order than those of one slice
         torch.testing.assert_close(network(x), slice_by_slice(network, x), rtol=0, atol=1e-5)
     assert network.record == [choices]
+
+
+@pytest.mark.slow
+def test_candidates_are_compiled_once_for_groups_of_every_size(monkeypatch):
+    graphs, compile_module = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda module: compile_module(module, backend=backend))
+    torch._dynamo.reset()
+    many = [TINY_BANK[2], *({"type": "unet", "width": width} for width in range(2, 11))]  # nine of one class
+    network, plain = build(candidates=many), build(candidates=many)
+    assert len(network.compile_candidates()) == len(many)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    for first in range(1, len(many) + 1):
+        x = image(1, 1, 12, 24, 40, seed=first)
+        choices = [first] + 5 * [first % len(many) + 1] + 6 * [0] if first % 2 else 9 * [first] + 3 * [1]
+        for other in (network, plain):
+            with_choices(other, x, choices)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-5)  # one slice is summed as two
+    with warnings.catch_warnings():  # dynamo's, of being asked to count
+        warnings.simplefilter("error")
+        assert complexity_report(network, 1, (12, 24, 40)) == complexity_report(plain, 1, (12, 24, 40))
+    assert len(graphs) == len(many)
 
 
 def test_a_real_decision_network_routes_the_same_in_groups():
