@@ -151,7 +151,7 @@ NETS = [
     *(Net(name, make, 2, PLANAR) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
     Net("Med-DANet M1", partial(Candidate, 0), 2, PLANAR),
     Net("Med-DANet M4", partial(Candidate, 3), 2, PLANAR),
-    Net("Med-DANet routed", Routed, 2, PLANAR, trains=False, compiles=False),
+    Net("Med-DANet routed", Routed, 2, PLANAR, trains=False),
     *(Net(f"Med-Tuning {tuning}", partial(med_tuning, tuning=tuning), 1, (16, 224, 224))
       for tuning in ("med_adapter", "full", "head")),
     *(Net(name, make, 1, TINY_CUBE) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
@@ -223,7 +223,11 @@ def measure(net, compiled, args, device, size):
         torch.manual_seed(0)
         network = net.make(size).to(device)
         x = torch.randn(net.batch, 1, *size, device=device)
-        run = torch.compile(network, backend=args.backend) if compiled else network
+        run = network
+        if compiled and isinstance(network, Routed):
+            network.whole.compile_candidates()
+        elif compiled:
+            run = torch.compile(network, backend=args.backend)
         row["parameters_m"] = round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
         if net.predicts:
             network.eval()

@@ -19,7 +19,8 @@ download() {
         "${platforms[@]}" -d "$1" "${@:2}"
 }
 download "$folder/wheels" "nnunetv2>=2.8.1,<2.9" batchgenerators batchgeneratorsv2 dynamic-network-architectures \
-    nibabel blosc2 ndindex numexpr connected-components-3d fft-conv-pytorch graphviz yacs
+    nibabel 'blosc2>=3,<4' ndindex numexpr msgpack py-cpuinfo platformdirs \
+    connected-components-3d fft-conv-pytorch graphviz yacs  # blosc2 4 is larger and imports httpx
 download "$folder/sitk" SimpleITK
 python3 -m pip wheel -q --no-deps -w "$folder/wheels" acvl-utils .
 (

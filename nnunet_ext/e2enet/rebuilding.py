@@ -102,7 +102,8 @@ class _NormAndActivation(torch.autograd.Function):
 def _normalised(z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`scale (z - mean) + bias` in z's precision, by the operation that computed it first, with the same rounding."""
     rows = z.reshape(1, -1, *z.shape[2:])
-    return F.batch_norm(rows, mean, torch.ones_like(mean), scale, bias, eps=0.0).view_as(z)
+    # Not F.batch_norm, which in some releases of torch (2.11) refuses an eps of 0.
+    return torch.batch_norm(rows, scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0, False).view_as(z)
 
 
 def convolve(conv: Any, parts: list[Tensor], shifts: Shifts, axis: int) -> Tensor:

@@ -138,9 +138,9 @@ class _Group(NamedTuple):
 class SharedInputConv3d(SharedInputs, nn.Conv3d):
     """`nn.Conv3d` of stride 1 whose outputs share their inputs in blocks.
 
-    Without gradients each group's channels are copied alone, out of the sources and shifted on the way, and the result
-    goes to its place: nothing is concatenated. With gradients, and under torch.compile, it is one gather and a
-    convolution with groups; `rebuilding.py` trains by the first way, with `gradients`.
+    Without gradients on a CPU each group's channels are copied alone, out of the sources and shifted on the way, and
+    the result goes to its place: nothing is concatenated. Elsewhere, with gradients, and under torch.compile, it is one
+    gather and a convolution with groups; `rebuilding.py` trains by the first way, with `gradients`.
     """
 
     def __init__(
@@ -159,7 +159,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         the input is what `gather` has made.
         """
         sources = [input] if isinstance(input, Tensor) else list(input)
-        if gathered or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if gathered or traced or torch.is_grad_enabled() or not _reads_sources(sources[0]):
             x = sources[0] if gathered else self.gather(sources, shifts)
             return F.conv3d(x, self.values.flatten(0, 1), self.bias, padding=self.padding, groups=len(self.inputs))
         out = None
