@@ -126,7 +126,8 @@ OTHERS = [
 
 
 def test_other_commands_are_known():
-    assert {words[0] for _, words in OTHERS} <= {"bash", "pip", "pytest", "export"}
+    assert {words[0] for _, words in OTHERS} <= {"bash", "pip", "pytest", "export", "python"}
+    assert all((ROOT / words[1]).is_file() for _, words in OTHERS if words[0] == "python")
 
 
 @pytest.fixture(scope="module")
