@@ -306,6 +306,20 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         with pytest.raises(ConfigurationError, match="slices one by one: 'skip_neighbours' must be 0 or null, found 1"):
             self.build(plans, configuration="2d")
 
+    def test_every_step_keeps_the_slice_with_foreground(self, workspace):
+        trainer = self.build(self.handmade(slices_per_step=4))
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        batch = self.batch(trainer, 0)
+        batch["target"] = torch.zeros_like(batch["target"])
+        batch["target"][1, :, 3, 5, 5] = 1
+        seen, losses = [], trainer._bank_losses
+        trainer._bank_losses = lambda data, target: (seen.append(target), losses(data, target))[1]
+        for _ in range(8):
+            trainer.train_step(batch)
+        assert {target.shape[2] for target in seen} == {2}
+        assert all(target.any() for target in seen)
+
     def test_the_threshold_skips_no_foreground_of_the_validation(self, workspace):
         trainer = self.routing(workspace)
         skip = torch.tensor([share for share, _ in trainer._notes.skips])
