@@ -3,8 +3,8 @@
     python benchmarks/kernel_counts.py --out benchmarks/results/kernel_counts.json
 
 Operations that compute or copy are counted on torch's meta device, in a forward pass without gradients and in a step
-(forward, backward; no optimizer), in float32. Views and allocations are none. Mixed precision adds casts; `torch.compile`
-fuses most of what lies between convolutions and matrix products. Routing is not here: it depends on the image.
+(forward, backward; no optimizer), in float32. Views and allocations are none. Mixed precision adds casts;
+`torch.compile` fuses most of what lies between convolutions and products. Routing is not here: it depends on the image.
 """
 
 import argparse

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.norm import SliceNorm
+
+SHUFFLENET = "shufflenetv2_m"  # the paper's; other names are timm's
 
 STEM = 12
 STAGES = ((4, 24), (8, 48), (4, 96))  # units and channels
@@ -77,3 +80,21 @@ class DecisionNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` -> `[N, choices]`."""
         return self.classify(self.last(self.stages(self.stem(x))).mean((2, 3)))
+
+
+def build_decision(name: str, input_channels: int, choices: int) -> nn.Module:
+    """The paper's decision network, or for table 5 a classification network of timm with new weights.
+
+    Raises:
+        ConfigurationError: timm has none of this name.
+    """
+    if name == SHUFFLENET:
+        return DecisionNetwork(input_channels, choices)
+    import timm  # slow, and for these only
+
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise ConfigurationError(
+            f"'decision' must be {SHUFFLENET} or a classification network of timm, as mobilenetv2_100 or ghostnet_050, "
+            f"found {name!r}."
+        )
+    return timm.create_model(name, pretrained=False, in_chans=input_channels, num_classes=choices)

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, POSITION_SIZE, read_bank, token_grid
 from nnunet_ext.med_danet.candidates import UNet2D, build_candidate
-from nnunet_ext.med_danet.decision import DecisionNetwork
+from nnunet_ext.med_danet.decision import SHUFFLENET, DecisionNetwork, build_decision
 from nnunet_ext.med_danet.routing import IN_PLANE, choices_of, mean_of_mirrored, mirrored
 
 # Where tiles overlap that decided differently, votes are averaged. A margin of 5 is below that of most pixels which a
@@ -49,10 +50,11 @@ class MedDANet(nn.Module):
         strides: of the plan; they say whether images are 2D or 3D. The candidates down-sample by their own rules.
         candidates: see `bank.read_bank`; by default the paper's M1 to M4.
         position_size: height and width in pixels for which TransBTS learns positions; other sizes are interpolated.
+        decision: the network that chooses, see `decision.build_decision`.
         deep_supervision: accepted, because nnU-Net gives it to every network, and without effect.
 
     Raises:
-        ConfigurationError: bad strides, candidates or position_size.
+        ConfigurationError: bad strides, candidates, position_size or decision.
     """
 
     supports_2d = True
@@ -73,6 +75,7 @@ class MedDANet(nn.Module):
         strides: Sequence[Sequence[int]],
         candidates: Sequence[dict[str, Any]] = PAPER_BANK,
         position_size: Sequence[int] = POSITION_SIZE,
+        decision: str = SHUFFLENET,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -85,7 +88,8 @@ class MedDANet(nn.Module):
         grid = token_grid(position_size)
         self.bank = read_bank(candidates)
         self.candidates = nn.ModuleList(build_candidate(c, input_channels, num_classes, grid) for c in self.bank)
-        self.decision = DecisionNetwork(input_channels, len(self.bank) + 1)
+        self._new_decision = partial(build_decision, decision, input_channels, len(self.bank) + 1)
+        self.decision = self._new_decision()
         self.skip = SkipVote(num_classes)
         self.set_regions(num_classes == 1)
         self.register_buffer("decision_trained", torch.tensor(False))
@@ -114,8 +118,7 @@ class MedDANet(nn.Module):
         """Gives the decision network new weights, and takes its say; other random numbers are as before."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = DecisionNetwork(self.input_channels, len(self.bank) + 1)
-        self.decision.load_state_dict(fresh.state_dict())
+            self.decision.load_state_dict(self._new_decision().state_dict())
         self.decision_trained.fill_(False)
 
     @property
@@ -214,27 +217,29 @@ class MedDANet(nn.Module):
         self._for_cpus = True
 
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
-        """Runs candidates of other packages on torch's meta device.
+        """Runs candidates, and decision networks, of other packages on torch's meta device.
 
         Raises:
             ConfigurationError: one cannot take slices of this patch, or gives another shape.
         """
         size = tuple(patch_size)[-2:]
-        for number, (described, network) in enumerate(zip(self.bank, self.candidates, strict=True), start=1):
-            if described.is_built_in:
-                continue
+        strangers = [
+            (f"Candidate {number} ({described.type})", network, (1, self.num_classes, *size))
+            for number, (described, network) in enumerate(zip(self.bank, self.candidates, strict=True), start=1)
+            if not described.is_built_in
+        ]
+        if not isinstance(self.decision, DecisionNetwork):
+            strangers.append(("The decision network", self.decision, (1, len(self.bank) + 1)))
+        for name, network, expected in strangers:
             shadow = copy.deepcopy(network).to("meta").eval()
             try:
                 logits = shadow(torch.empty(1, self.input_channels, *size, device="meta"))
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise ConfigurationError(
-                    f"Candidate {number} ({described.type}) fails on slices {size}: {error}"
-                ) from error
+            except Exception as error:  # whatever a network of others raises
+                raise ConfigurationError(f"{name} fails on slices {size}: {error}") from error
             logits = logits[0] if isinstance(logits, (list, tuple)) else logits
-            if tuple(logits.shape) != (1, self.num_classes, *size):
+            if tuple(logits.shape) != expected:
                 raise ConfigurationError(
-                    f"Candidate {number} ({described.type}) gives {list(logits.shape)} for slices {size}, "
-                    f"expected {[1, self.num_classes, *size]}."
+                    f"{name} gives {list(logits.shape)} for slices {size}, expected {list(expected)}."
                 )
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:

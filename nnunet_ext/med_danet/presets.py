@@ -22,6 +22,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Tables 3 and 4, BraTS: crops of 128 or whole slices. For 2d configurations (--configuration 2d).
     "crop128": {"patch_size": [128, 128], "position_size": [128, 128]},
     "full-resolution": {"patch_size": [240, 240], "position_size": [240, 240]},
+    # Table 5, other decision networks, in timm's forms.
+    "decision-mobilenetv2": {"decision": "mobilenetv2_100"},
+    "decision-ghostnet": {"decision": "ghostnet_050"},
     # The learning rate of the authors' code instead of the paper's.
     "code-lr": {"decision_lr": 0.001},
 }

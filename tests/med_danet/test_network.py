@@ -241,6 +241,26 @@ def test_a_candidate_of_another_package():
         network.check_patch_size((4, 15, 15))
 
 
+def test_a_decision_network_of_timm_routes_and_starts_again():
+    network, x = MedDANet(1, 3, decision="ghostnet_050", **arch_kwargs(CUBES)).eval(), image(1, 1, 4, 40, 32)
+    network.check_patch_size((4, 40, 32))
+    network.decision_trained.fill_(True)
+    with torch.no_grad():
+        network.decision.classifier.weight.normal_(0, 10)  # untrained, it would weigh up ties
+    before = {name: value.clone() for name, value in network.decision.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), slice_by_slice(network, x), rtol=0, atol=1e-5)
+    network.restart_decision(7)
+    after = network.decision.state_dict()
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_decision_network_that_cannot_take_the_slices_is_refused():
+    network = MedDANet(1, 3, decision="vit_tiny_patch16_224", **arch_kwargs(FLAT))
+    with pytest.raises(ConfigurationError, match="The decision network fails on slices .40, 32."):
+        network.check_patch_size((40, 32))
+
+
 @pytest.mark.parametrize("path", ["torch.nn.NoSuchNet", "no_such_package.Net", "math.sqrt", "torch.nn.Conv2d"])
 def test_a_class_that_is_no_candidate_is_refused_in_words(path):
     with pytest.raises(ConfigurationError, match=f"The candidate {path} cannot be built"):
@@ -285,6 +305,7 @@ def test_candidates_share_no_weights():
         ({"strides": [[1]]}, "two numbers .2D. or three"),
         ({"strides": []}, "two numbers"),
         ({"position_size": [8]}, "height"),
+        ({"decision": "no_such_network"}, "'decision' must be shufflenetv2_m or .*found 'no_such_network'"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(kwargs, message):

@@ -13,7 +13,7 @@ from nnunet_ext.costs.planned import planned_report
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.bank import PAPER_BANK, read_bank
 from nnunet_ext.med_danet.costs import slice_costs
-from nnunet_ext.med_danet.decision import DecisionNetwork
+from nnunet_ext.med_danet.decision import DecisionNetwork, build_decision
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.presets import PRESETS
 from nnunet_ext.methods import METHODS
@@ -81,6 +81,12 @@ def test_the_decision_network():
     assert slice_costs(network(), (128, 128)).decision == 4_083_200
     assert 16 * paper_flops(decision, 4, 128) == 16 * 4_898_560  # the published 0.078 G are 16 crops
     assert slice_costs(network(), (240, 240)).decision == 14_701_832
+
+
+def test_mobilenet_as_the_decision_network_costs_what_table_5_says():
+    with torch.device("meta"):
+        decision = build_decision("mobilenetv2_100", 4, 5)
+    assert 16 * paper_flops(decision, 4, 128) / 1e9 == pytest.approx(1.758, abs=0.0005)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (240, 240), (33, 70)])
