@@ -132,14 +132,14 @@ def test_other_commands_are_known():
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """$nnUNet_preprocessed with the data sets 997 and 998 and the plans of all methods, and a searched code."""
+    """$nnUNet_preprocessed with the data sets 4, 997 and 998, the plans of all methods, and a searched code."""
     root = tmp_path_factory.mktemp("preprocessed")
     strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
     stock = stock_plans("nnUNetPlans", strides)
     stock["configurations"]["3d_fullres"]["patch_size"] = [32, 64, 64]
     stock["configurations"]["2d"]["patch_size"] = [64, 64]
     labels = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
-    for name in ("Dataset997_Other", "Dataset998_Phantoms"):
+    for name in ("Dataset004_Hippocampus", "Dataset997_Other", "Dataset998_Phantoms"):
         folder = root / name
         folder.mkdir()
         (folder / "dataset.json").write_text(json.dumps(labels))
