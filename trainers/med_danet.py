@@ -268,7 +268,7 @@ class MedDANetTrainer(ExtTrainer):
         result = super().validation_step(batch)
         if self.net.routes:
             with torch.no_grad(), autocast_of(self.device):
-                skip = self.net.shares(batch["data"].to(self.device))[..., 0]
+                skip = self.net.decided(batch["data"].to(self.device)).shares[..., 0]
             skip = lowest_nearby(skip, int(self.net.skip_neighbours))
             self._notes.add_skips(skip.flatten().tolist(), self._foreground(batch["target"]).flatten().tolist())
         return result

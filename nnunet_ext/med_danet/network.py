@@ -100,7 +100,7 @@ class MedDANet(nn.Module):
         self.largest = sizes.index(max(sizes))
         # A list here gets what every routed pass chose, one number a slice: 0 for skip, then the candidates.
         self.record: list[list[int]] | None = None
-        self._latest: _Decided | None = None
+        self._latest: Decided | None = None
         self._for_cpus = False
         self._compiled: list[Any] = []
         self.register_load_state_dict_pre_hook(_without_rules)
@@ -172,15 +172,20 @@ class MedDANet(nn.Module):
         return mean_of_mirrored(shares, len(slices)).unflatten(0, (len(x), -1))
 
     def choices(self, x: Tensor) -> list[int]:
-        """What each slice gets, in the order of `fold`: 0 for skip, else 1 + the index of a candidate.
+        """What each slice gets, in the order of `fold`: 0 for skip, else 1 + the index of a candidate."""
+        return self.decided(x).choices
+
+    def decided(self, x: Tensor) -> "Decided":
+        """Shares and choices of the slices of `x`.
 
         nnU-Net predicts an image's flips one after the other: what was decided for one of them a moment ago holds.
         """
         state = torch.cat([value.detach().flatten().float() for value in self._deciding()])
         if self._latest is None or not self._latest.holds_for(x, state, self._axes()):
-            decided = choices_of(self.shares(x), self.skip_threshold, int(self.skip_neighbours))
-            self._latest = _Decided(x.detach().clone(), state, decided.flatten().tolist())
-        return self._latest.choices
+            shares = self.shares(x)
+            choices = choices_of(shares, self.skip_threshold, int(self.skip_neighbours)).flatten().tolist()
+            self._latest = Decided(x.detach().clone(), state, shares, choices)
+        return self._latest
 
     def _axes(self) -> list[int]:
         return [axis for axis, mirrors in zip(IN_PLANE, self.mirror_axes.tolist(), strict=True) if mirrors]
@@ -253,11 +258,15 @@ class MedDANet(nn.Module):
         return round(most * slices / len(x))
 
 
-class _Decided(NamedTuple):
-    """What was decided for the slices of an image by a state of the decision network and its rules."""
+class Decided(NamedTuple):
+    """What was decided for the slices of an image by a state of the decision network and its rules.
+
+    `shares` are those of `MedDANet.shares`, `choices` one number a slice.
+    """
 
     x: Tensor
     state: Tensor
+    shares: Tensor
     choices: list[int]
 
     def holds_for(self, x: Tensor, state: Tensor, axes: list[int]) -> bool:

@@ -320,6 +320,19 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         assert {target.shape[2] for target in seen} == {2}
         assert all(target.any() for target in seen)
 
+    def test_a_validation_asks_the_decision_network_once_a_batch(self, workspace):
+        trainer = self.build()
+        trainer.initialize()
+        trainer.net.decision_trained.fill_(True)
+        trainer.net.eval()
+        trainer.on_validation_epoch_start()
+        asked = []
+        trainer.net.decision.register_forward_hook(lambda *_: asked.append(True))
+        with torch.no_grad():
+            for number in range(2):
+                trainer.validation_step(self.batch(trainer, number))
+        assert len(asked) == 2
+
     def test_the_threshold_skips_no_foreground_of_the_validation(self, workspace):
         trainer = self.routing(workspace)
         skip = torch.tensor([share for share, _ in trainer._notes.skips])
