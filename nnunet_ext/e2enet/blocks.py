@@ -1,5 +1,8 @@
 """What E2ENet is built of: a convolution over shifted channels, and the node that fuses three flows."""
 
+# Annotations stay text: dynamo of torch 2.6 cannot make the `list[Tensor]` of a function within a forward pass.
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
