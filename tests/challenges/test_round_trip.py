@@ -23,8 +23,8 @@ OPTIONS = {
 }
 ALL = requested("all_challenges", "NNUNET_EXT_ALL_CHALLENGES")
 only_if_all = pytest.mark.skipif(not ALL, reason="takes minutes: nnUNet_ext_all_challenges=1 runs it")
-# name, task, more for convert, sizes of the download, split that is submitted. The first of each layout always runs:
-# a folder a case; images and labels in two folders. The decathlon's, a folder a task, is below.
+# name, task, more for convert, sizes of the download, split that is submitted. The first, with a folder a case, always
+# runs, and below the decathlon's first task, with images and labels in two folders.
 CHALLENGES = [
     ("brats_gli", 2024, ("--regions",), {"train": 5, "year": 2024}, "val"),
     ("flare22", None, (), {"train": 5}, "val"),
@@ -45,7 +45,7 @@ CHALLENGES = [
     ("amos22", 2, (), {"train": 4}, "val"),
 ]
 PARAMETERS = [
-    pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all if number > 1 else [])
+    pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all if number else [])
     for number, row in enumerate(CHALLENGES)
 ]
 

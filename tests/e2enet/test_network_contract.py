@@ -5,7 +5,7 @@ from contract.network import MINUTES, NetworkContract
 from nnunet_ext.e2enet.network import E2ENet
 
 
-class TestE2ENet(NetworkContract):
+class TestE2ENet(NetworkContract, on_request=MINUTES):
     network_class = E2ENet
     prediction_tolerance = 1e-4  # packed convolutions
 
