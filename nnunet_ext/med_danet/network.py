@@ -196,7 +196,7 @@ class MedDANet(nn.Module):
 
     @torch.compiler.disable
     def _routed(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not self._for_cpus:
+        if x.device.type == "cpu" and not self._for_cpus and not self._compiled:
             self._arrange_for_cpus()
         slices = self.fold(x)
         choices = self.choices(x)

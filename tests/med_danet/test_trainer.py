@@ -47,7 +47,7 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     plans = "MedDANetPlans"
     arch_kwargs = arch_kwargs(STRIDES, TWO)
     options = OPTIONS
-    graphs = (3, 3, 6)  # two candidates, of which one validates; both make labels, and what is chosen validates
+    graphs = (3, 3, 5)  # two candidates, of which one validates; both make labels, and what is chosen validates
     longer = {"bank_epochs": None, "leave_epoch": None}
     configurations = ("2d", "3d_fullres")
 
