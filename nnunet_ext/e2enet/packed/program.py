@@ -16,10 +16,12 @@ from nnunet_ext.e2enet.masked import Connections, KernelSlots
 from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
+CHANNEL_PAIRS, ROW_PAIRS = 1, 2  # what is multiplied together in bfloat16
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 16
 CACHE_LINE = 16  # floats
 ITEMS_PER_THREAD = 4
+DENSE = 0.7  # share of active connections from which zeros are multiplied too
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
 TRANSFORMS: dict[int, list[list[float]]] = {
     1: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -64,15 +66,33 @@ class Weights:
     def __init__(self) -> None:
         self._made: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def of_convolution(self, conv: nn.Module, axis: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(starts, inputs, weights `[points, active, 3]`) of a convolution whose kernel is 1 along `axis`."""
-        if (conv, tile) not in self._made:
+    def of_convolution(self, conv: Any, axis: int, tile: int, pairs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights) of a convolution whose kernel is 1 along `axis`.
+
+        Weights are float32 `[points, active, 3]`, or of bfloat16 in pairs: `[points, outputs * pairs, 3, 2]` of channels
+        (starts then count pairs), `[points, active, 4, 2]` of rows.
+        """
+        key = conv, tile, pairs
+        if key not in self._made:
             rows = connections(conv)
             kernels = rows.kernels.double().squeeze(axis + 1)  # [active, 3, 3]
-            points = torch.tensor(TRANSFORMS[tile], dtype=torch.float64)
-            weights = torch.einsum("nhw,jw->jnh", kernels, points)
-            self._made[conv, tile] = _ready(rows, weights)
-        return self._made[conv, tile]
+            weights = torch.einsum("nhw,jw->jnh", kernels, torch.tensor(TRANSFORMS[tile], dtype=torch.float64))
+            if pairs == CHANNEL_PAIRS:
+                outputs = len(rows.starts) - 1
+                counts = rows.starts.diff()
+                whole = weights.new_zeros(len(weights), outputs, _up(conv.in_channels, 2), 3)
+                whole[:, torch.arange(outputs).repeat_interleave(counts), rows.inputs] = weights
+                weights = whole.unflatten(2, (-1, 2)).transpose(3, 4).flatten(1, 2)
+                starts = torch.arange(outputs + 1) * (whole.shape[2] // 2)
+                rows = rows._replace(starts=starts, inputs=rows.inputs[:0])
+            elif pairs == ROW_PAIRS:
+                k0, k1, k2 = weights.unbind(2)
+                zero = torch.zeros_like(k0)
+                weights = torch.stack([k0, k1, k2, zero, zero, k0, k1, k2], 2)
+            if pairs:
+                weights = weights.to(torch.bfloat16).contiguous().view(torch.float32)
+            self._made[key] = _ready(rows, weights)
+        return self._made[key]
 
     def of_taps(self, conv: nn.Module, axis: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
         """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest."""
@@ -162,6 +182,7 @@ class Program:
         self.weights, self.batch, self.threads, self.item = weights, batch, threads, item
         block = network.backbone[0][0]
         self.axis = block.shift_axis
+        self.dots = bool(engine(item).packed_dots())
         self.vector = instruction_set()[0]
         self.strides = [self._ordered(stride) for stride in network.strides]
         shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
@@ -201,7 +222,8 @@ class Program:
         strides = (v.plane, v.row, v.depth, v.lanes, self.segments * v.depth, 1)
         spatial = [1, 2, 3]
         spatial.insert(3 if self.axis == 2 else self.axis, 5)
-        memory = self._memory if v.item == 4 else self._memory.view(torch.bfloat16)
+        short = torch.float16 if engine(self.item).packed_float16() else torch.bfloat16
+        memory = self._memory if v.item == 4 else self._memory.view(short)
         return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(4, 0, *spatial)
 
     # the network as layers
@@ -242,9 +264,16 @@ class Program:
         conv = block.conv
         out = self._volume(conv.out_channels, height, width, depth)
         out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
+        pairs, transform = 0, lambda t: t
+        if self.dots:
+            # Pairs of rows take 4 products of an active connection, pairs of channels 3 of any.
+            full = conv.active_connections().starts[-1] if isinstance(conv, KernelSlots) else math.inf
+            sparse = stride[1] == stride[2] == 1 and full < DENSE * conv.in_channels * conv.out_channels
+            pairs, transform = ROW_PAIRS if sparse else CHANNEL_PAIRS, lambda t: min(t, 2)
         tile = 1
         if stride[1] == stride[2] == 1:
-            tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * len(TRANSFORMS[t]))
+            points = {4: 8 if self.dots else 6, 2: 4, 1: 3}
+            tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * points[t])
         row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
         blocks: Any = self._cut(row_blocks, out.lanes, out.channels, tiles=math.ceil(width / tile))
         self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
@@ -252,6 +281,7 @@ class Program:
             "kind": CONVOLUTION,
             "rows": math.ceil(height / row_blocks),
             "tile": tile,
+            "pairs": pairs,
             "row_blocks": row_blocks,
             **blocks,
             "epsilon": block.norm.eps,
@@ -259,7 +289,7 @@ class Program:
             "gamma": block.norm.weight,
             "beta": block.norm.bias,
         }
-        packed = self.weights.of_convolution(conv, self.axis, tile)
+        packed = self.weights.of_convolution(conv, self.axis, transform(tile), pairs)
         self._add(fields, sources, out, stride, packed, block.shifts)
         return out
 
