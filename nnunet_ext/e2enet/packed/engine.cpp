@@ -49,7 +49,7 @@ namespace {
 
 constexpr int CHUNK = 16;  // positions of a pointwise block
 constexpr int PAIR = LANES < 16 ? 16 / LANES : 1;  // vectors of floats in a cache line, which are read together
-constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
+constexpr int AHEAD = 4;   // channels that are fetched from memory in advance
 constexpr int64_t LARGE = 16 << 20;  // bytes of a volume that does not stay in a cache
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
@@ -526,11 +526,14 @@ void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, 
     const int rows = input_rows<SH>(tile.rows);
     const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
     const int first_column = tile.column * layer.stride_w - 1;
-    const Stored* ahead = fetched_channel(layer, channel) + read.lane + (SD == 1 ? fetched_lane(last) : 0);
+    const Stored* ahead = fetched_channel(layer, channel) + read.lane;
     for (int k = 0; k < rows; ++k) {
         const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
-        for (int j = TILE == 4 ? 2 : 0; j < COLUMNS; ++j)
-            __builtin_prefetch(ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes);
+        for (int j = TILE == 4 ? 2 : 0; j < COLUMNS; ++j) {
+            const Stored* p = ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes;
+            __builtin_prefetch(p);
+            __builtin_prefetch(p + (SD ? SD : 1) * LANES - 1);
+        }
         V x[COLUMNS];
         if (h < 0 || h >= layer.in_h) {
             for (int j = 0; j < points<TILE>(); ++j) t[j * stride + k] = zero();

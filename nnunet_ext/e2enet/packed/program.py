@@ -19,7 +19,7 @@ CONVOLUTION, POINTWISE, POOLING = range(3)
 CHANNEL_PAIRS, ROW_PAIRS = 1, 2  # what is multiplied together in bfloat16
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 16
-CACHE_LINE = 16  # floats
+CACHE_LINE = 32
 ITEMS_PER_THREAD = 4
 DENSE = 0.7  # share of active connections from which zeros are multiplied too
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
