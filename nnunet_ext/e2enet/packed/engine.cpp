@@ -504,10 +504,6 @@ struct Tile {
     int row, rows, column, lane;  // first output row, their number, first output column, first output lane
 };
 
-// Where to fetch in advance for a vector whose lanes the depth shift may move across the border of a cache line: of the
-// vectors that are read together, the last one fetches by its last lane, the others by their first.
-inline int fetched_lane(bool last) { return PAIR == 1 ? LANES / 2 : last ? LANES - 1 : 0; }
-
 // What to fetch while `channel` is computed.
 inline const Stored* fetched_channel(const Layer& layer, int channel) {
     return layer.channels[channel + AHEAD < layer.in_channels ? channel + AHEAD : channel].data;
@@ -519,87 +515,124 @@ inline Channel neighbour(const Channel& c, int side, int depth) {
     return {c.data + side * depth, c.scale, c.offset, side < 0 ? c.before : c.after, nullptr, nullptr};
 }
 
-// The transformed input of one channel, `rows` input rows of it: t[point * stride + row]. `last` as in fetched_lane.
+// Reads input rows of one channel at a tile and transforms them.
 template <int TILE, int SH, int SD, bool NORM>
-void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, V* t, int64_t stride) {
-    constexpr int COLUMNS = TILE + 2;
-    const int rows = input_rows<SH>(tile.rows);
-    const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
-    const int first_column = tile.column * layer.stride_w - 1;
-    const Stored* ahead = fetched_channel(layer, channel) + read.lane;
-    for (int k = 0; k < rows; ++k) {
-        const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
-        for (int j = TILE == 4 ? 2 : 0; j < COLUMNS; ++j) {
-            const Stored* p = ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes;
-            __builtin_prefetch(p);
-            __builtin_prefetch(p + (SD ? SD : 1) * LANES - 1);
+struct RowReader {
+    static constexpr int COLUMNS = TILE + 2;
+    const Layer& layer;
+    const Channel& channel;
+    const Reader<SD, NORM> read;
+    const Stored* const ahead;
+    const int first_row, first_column, lane;
+    const bool inside;
+
+    RowReader(const Layer& l, int c, const Tile& tile)
+        : layer(l),
+          channel(l.channels[c]),
+          read(channel, tile.lane, l.stride_d, l.slope),
+          ahead(fetched_channel(l, c) + read.lane),
+          first_row(tile.row),
+          first_column(tile.column * l.stride_w - 1),
+          lane(tile.lane),
+          inside(first_column >= 0 && first_column + COLUMNS <= l.in_w) {}
+
+    // Row k of the tile's input: t[point * stride].
+    void row(int k, V* t, int64_t stride) const {
+        const int h = SH == 3 ? (first_row + k / 3) * layer.stride_h - 1 + k % 3 : first_row * SH - 1 + k;
+        const int64_t line = static_cast<int64_t>(h) * layer.in_row, start = line + static_cast<int64_t>(first_column) * layer.in_lanes;
+        const Stored* fetched = ahead + start;
+        for (int j = 0; j < COLUMNS; ++j, fetched += layer.in_lanes) {
+            if (TILE == 4 && j < 2) continue;  // the tile before read them
+            __builtin_prefetch(fetched);  // two lines, where the depth shift moves a vector across their border
+            __builtin_prefetch(fetched + (SD ? SD : 1) * LANES - 1);
         }
         V x[COLUMNS];
         if (h < 0 || h >= layer.in_h) {
-            for (int j = 0; j < points<TILE>(); ++j) t[j * stride + k] = zero();
-            continue;
+            for (int j = 0; j < points<TILE>(); ++j) t[j * stride] = zero();
+            return;
         }
-        const int64_t line = static_cast<int64_t>(h) * layer.in_row;
-        if (first_column >= 0 && first_column + COLUMNS <= layer.in_w) {
-            for (int j = 0; j < COLUMNS; ++j) x[j] = read.strided(line + (first_column + j) * layer.in_lanes);
+        if (inside) {
+            int64_t voxel = start;
+            for (int j = 0; j < COLUMNS; ++j, voxel += layer.in_lanes) x[j] = read.strided(voxel);
         } else {
-            for (int j = 0; j < COLUMNS; ++j) {
-                const int w = first_column + j;
-                if (w >= 0 && w < layer.in_w) {
-                    x[j] = read.strided(line + w * layer.in_lanes);
-                } else if (layer.segments > 1 && (w < 0 || w == layer.in_w)) {
-                    const Channel beyond = neighbour(layer.channels[channel], w < 0 ? -1 : 1, layer.in_depth);
-                    const Reader<SD, NORM> there(beyond, tile.lane, layer.stride_d, layer.slope);
-                    x[j] = there.strided(line + (w < 0 ? layer.in_w - 1 : 0) * layer.in_lanes);
-                } else {
-                    x[j] = zero();
-                }
-            }
+            for (int j = 0; j < COLUMNS; ++j) x[j] = at_border(line, first_column + j);
         }
-        transform_input<TILE>(x, t + k, stride);
+        transform_input<TILE>(x, t, stride);
+    }
+
+    V at_border(int64_t line, int w) const {
+        if (w >= 0 && w < layer.in_w) return read.strided(line + w * layer.in_lanes);
+        if (layer.segments == 1 || w > layer.in_w) return zero();
+        const Channel beyond = neighbour(channel, w < 0 ? -1 : 1, layer.in_depth);
+        const Reader<SD, NORM> there(beyond, lane, layer.stride_d, layer.slope);
+        return there.strided(line + (w < 0 ? layer.in_w - 1 : 0) * layer.in_lanes);
+    }
+};
+
+// The transformed input of one channel, `rows` input rows of it: t[point * stride + row].
+template <int TILE, int SH, int SD, bool NORM>
+void read_channel(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const RowReader<TILE, SH, SD, NORM> reader(layer, channel, tile);
+    for (int k = 0; k < input_rows<SH>(tile.rows); ++k) reader.row(k, t + k, stride);
+}
+
+template <int TILE, int SH, int SD>
+inline void read_any(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    if (layer.channels[channel].scale)
+        read_channel<TILE, SH, SD, true>(layer, channel, tile, t, stride);
+    else
+        read_channel<TILE, SH, SD, false>(layer, channel, tile, t, stride);
+}
+
+#if DOTS
+// The same of two channels, or of one and zeros: t[point * stride + row], pairs.
+template <int TILE, int SH, int SD>
+void read_channel_pair(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const int rows = input_rows<SH>(tile.rows), count = points<TILE>() * rows;
+    V one[points<TILE>() * input_rows<SH>(8)], other[points<TILE>() * input_rows<SH>(8)];
+    read_any<TILE, SH, SD>(layer, channel, tile, one, rows);
+    if (channel + 1 < layer.in_channels)
+        read_any<TILE, SH, SD>(layer, channel + 1, tile, other, rows);
+    else
+        for (int n = 0; n < count; ++n) other[n] = zero();
+    for (int j = 0; j < points<TILE>(); ++j)
+        for (int k = 0; k < rows; ++k) t[j * stride + k] = pair(one[j * rows + k], other[j * rows + k]);
+}
+
+// The same of one channel, rows in pairs, the last one with zeros where their number is odd: t[point * stride + row / 2].
+template <int TILE, int SD, bool NORM>
+void read_row_pairs(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const RowReader<TILE, 1, SD, NORM> reader(layer, channel, tile);
+    const int rows = input_rows<1>(tile.rows);
+    for (int k = 0; k < rows; k += 2) {
+        V one[points<TILE>()], other[points<TILE>()] = {};
+        reader.row(k, one, 1);
+        if (k + 1 < rows) reader.row(k + 1, other, 1);
+        for (int j = 0; j < points<TILE>(); ++j) t[j * stride + k / 2] = pair(one[j], other[j]);
     }
 }
-
-template <int TILE, int SH, int SD>
-inline void read_any(const Layer& layer, int channel, const Tile& tile, bool last, V* t, int64_t stride) {
-    if (layer.channels[channel].scale)
-        read_channel<TILE, SH, SD, true>(layer, channel, tile, last, t, stride);
-    else
-        read_channel<TILE, SH, SD, false>(layer, channel, tile, last, t, stride);
-}
+#endif
 
 // The transformed input of all channels: t[point][channel][row], or t[point][pair of channels][row], or
-// t[point][channel][pair of rows].
+// t[point][channel][pair of rows], `size` vectors for each of `together` vectors of lanes.
 template <int TILE, int SH, int SD>
 void read_input(const Layer& layer, const Tile& tile, int together, V* t, int64_t size) {
-    const int rows = input_rows<SH>(tile.rows);
-    const int units = scratch_units(layer), length = scratch_rows(layer, rows);
+    const int units = scratch_units(layer), length = scratch_rows(layer, input_rows<SH>(tile.rows));
     const int64_t stride = static_cast<int64_t>(units) * length;
     Tile part = tile;
     for (int i = 0; i < units; ++i) {
         for (int p = 0; p < together; ++p) {
             part.lane = tile.lane + p * LANES;
             V* to = t + p * size + static_cast<int64_t>(i) * length;
-            const bool last = p == PAIR - 1;
 #if DOTS
-            constexpr int J = points<TILE>();
-            V one[2][J * input_rows<SH>(8)];
-            if (layer.pairs == 1) {
-                read_any<TILE, SH, SD>(layer, 2 * i, part, last, one[0], rows);
-                if (2 * i + 1 < layer.in_channels)
-                    read_any<TILE, SH, SD>(layer, 2 * i + 1, part, last, one[1], rows);
-                else
-                    for (int k = 0; k < J * rows; ++k) one[1][k] = zero();
-                for (int j = 0; j < J; ++j)
-                    for (int k = 0; k < rows; ++k) to[j * stride + k] = pair(one[0][j * rows + k], one[1][j * rows + k]);
-            } else {
-                read_any<TILE, SH, SD>(layer, i, part, last, one[0], rows);
-                for (int j = 0; j < J; ++j)
-                    for (int k = 0; k < rows; k += 2)
-                        to[j * stride + k / 2] = pair(one[0][j * rows + k], k + 1 < rows ? one[0][j * rows + k + 1] : zero());
-            }
+            if (layer.pairs == 1)
+                read_channel_pair<TILE, SH, SD>(layer, 2 * i, part, to, stride);
+            else if (layer.channels[i].scale)
+                read_row_pairs<TILE, SD, true>(layer, i, part, to, stride);
+            else
+                read_row_pairs<TILE, SD, false>(layer, i, part, to, stride);
 #else
-            read_any<TILE, SH, SD>(layer, i, part, last, to, stride);
+            read_any<TILE, SH, SD>(layer, i, part, to, stride);
 #endif
         }
     }
