@@ -54,13 +54,16 @@ constexpr int64_t LARGE = 16 << 20;  // bytes of a volume that does not stay in 
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
-inline void store_past(float* p, V v) {  // past the caches; p is aligned to a vector
+inline void store_past(float* p, V low, V high) {  // past the caches; p is aligned to a vector
 #if defined(__AVX512F__) && LANES == 16 && !defined(__clang__)
-    __builtin_ia32_movntps512(p, v);
+    __builtin_ia32_movntps512(p, low);
+    __builtin_ia32_movntps512(p + LANES, high);
 #elif defined(__AVX__) && LANES == 8 && !defined(__clang__)
-    __builtin_ia32_movntps256(p, v);
+    __builtin_ia32_movntps256(p, low);
+    __builtin_ia32_movntps256(p + LANES, high);
 #else
-    store(p, v);
+    store(p, low);
+    store(p + LANES, high);
 #endif
 }
 inline V zero() { return V{}; }
@@ -71,9 +74,12 @@ inline V leaky(V v, float slope) { return larger(v * slope, v); }  // for slopes
 inline V load(const uint16_t* p) {
     return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
-inline void store(uint16_t* p, V v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+inline __m256i halves(V v) {
+    return _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline void store(uint16_t* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves(v)); }
+inline void store_past(uint16_t* p, V low, V high) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(_mm512_castsi256_si512(halves(low)), halves(high), 1));
 }
 #elif defined(FLOAT16)
 inline V load(const uint16_t* p) {
@@ -92,6 +98,12 @@ inline void store(uint16_t* p, V v) {  // rounds to nearest even; NaN keeps a bi
     const I rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const I kept = v == v ? rounded : (bits >> 16) | 64;
     *reinterpret_cast<UnalignedStored*>(p) = __builtin_convertvector(kept & 0xffff, UnalignedStored);
+}
+#endif
+#if defined(HALF) && !(defined(FLOAT16) && LANES == 16)
+inline void store_past(uint16_t* p, V low, V high) {
+    store(p, low);
+    store(p + LANES, high);
 }
 #endif
 #ifdef FLOAT16
@@ -769,7 +781,7 @@ template <int T, int P>
 void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
     const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
     const int64_t connections = layer.starts[layer.out_channels];
-    const bool past = sizeof(Stored) == sizeof(float) && layer.out_lanes % (2 * LANES) == 0 &&
+    const bool past = layer.out_lanes % (2 * LANES) == 0 &&
                       static_cast<int64_t>(layer.out_plane) * layer.out_channels * sizeof(Stored) > LARGE;
     for (int o = outputs.first; o < outputs.end; ++o) {
         for (int tap = 0; tap < taps; tap += T) {
@@ -799,9 +811,7 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                         V low, high;
                         interleave(acc[0][p], acc[T - 1][p], low, high);
                         if (past) {
-                            float* to = static_cast<float*>(layer.out) + out + 2 * lane;
-                            store_past(to, low);
-                            store_past(to + LANES, high);
+                            store_past(static_cast<Stored*>(layer.out) + out + 2 * lane, low, high);
                             break;
                         }
                         put(layer, out + 2 * lane, low);
