@@ -145,11 +145,19 @@ inline V pair(V even, V odd) {  // 32 bfloat16: even[0] odd[0] even[1] odd[1] ..
     const auto halves = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(odd), reinterpret_cast<__m512>(even));
     return reinterpret_cast<V>(_mm512_permutexvar_epi16(_mm512_load_si512(order), reinterpret_cast<__m512i>(halves)));
 }
+inline V either(V evens, V odds) {  // the first halves of `evens` and the second halves of `odds`
+    return reinterpret_cast<V>(
+        _mm512_mask_blend_epi16(0xaaaaaaaa, reinterpret_cast<__m512i>(evens), reinterpret_cast<__m512i>(odds)));
+}
 inline V broadcast(float pair) { return reinterpret_cast<V>(_mm512_set1_ps(pair)); }
 inline V dot(V sum, V x, V k) {  // sum[l] + x[2l] k[2l] + x[2l + 1] k[2l + 1]
     return reinterpret_cast<V>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(k)));
 }
+inline V multiply(V sum, V x, float k) { return dot(sum, x, broadcast(k)); }
+#else
+inline V pair(V v, V) { return v; }
+inline V multiply(V sum, V x, float k) { return sum + k * x; }
 #endif
 inline void deinterleave(V low, V high, V& a, V& b) {
 #if LANES == 4
@@ -776,7 +784,8 @@ void normalize(const Layer& layer, int channel) {
 }
 
 // Pointwise: T taps of P positions at a time. A transposed convolution with kernel = stride has one tap for each of its
-// output voxels; taps that differ in depth alone are neighbours, so that a pair can be interleaved.
+// output voxels; taps that differ in depth alone are neighbours, so that a pair can be interleaved. With DOTS the active
+// connections of an output are paired, any two channels: `inputs` has two for each.
 template <int T, int P>
 void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
     const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
@@ -790,33 +799,41 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                 for (int p = 0; p < P; ++p) acc[t][p] = zero();
             const float* weights = layer.weights + tap * connections;
             for (int n = layer.starts[o], end = layer.starts[o + 1]; n < end; ++n) {
-                const V* v = x + static_cast<int64_t>(layer.inputs[n]) * P;
                 const float* k = weights + static_cast<int64_t>(n) * T;
+#if DOTS
+                const V* v = x + static_cast<int64_t>(layer.inputs[2 * n]) * P;
+                const V* w = x + static_cast<int64_t>(layer.inputs[2 * n + 1]) * P;
+#else
+                const V* v = x + static_cast<int64_t>(layer.inputs[n]) * P;
+#endif
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p) {
+#if DOTS
+                    const V value = either(v[p], w[p]);
+#else
                     const V value = v[p];
-#pragma GCC unroll 2
-                    for (int t = 0; t < T; ++t) acc[t][p] += k[t] * value;
+#endif
+#pragma GCC unroll 4
+                    for (int t = 0; t < T; ++t) acc[t][p] = multiply(acc[t][p], value, k[t]);
                 }
             }
             for (int p = 0; p < P && p < count; ++p) {
-                for (int t = 0; t < T; ++t) {
+                for (int t = 0; t < T; t += T > 1 && layer.stride_d == 2 ? 2 : 1) {
                     const int kd = (tap + t) % layer.stride_d, plane = (tap + t) / layer.stride_d;
                     const int row = h * layer.stride_h + plane / layer.stride_w;
                     const int w = (column + p) * layer.stride_w + plane % layer.stride_w;
                     const int64_t out = static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
                     if (layer.stride_d == 1) {
                         put(layer, out + lane, acc[t][p]);
-                    } else if (T == 2 && layer.stride_d == 2) {
+                    } else if (T > 1 && layer.stride_d == 2) {
                         V low, high;
-                        interleave(acc[0][p], acc[T - 1][p], low, high);
+                        interleave(acc[t][p], acc[t + 1 < T ? t + 1 : t][p], low, high);
                         if (past) {
                             store_past(static_cast<Stored*>(layer.out) + out + 2 * lane, low, high);
-                            break;
+                            continue;
                         }
                         put(layer, out + 2 * lane, low);
                         if (2 * lane + LANES < layer.out_lanes) put(layer, out + 2 * lane + LANES, high);
-                        break;
                     } else {
                         for (int l = 0; l < LANES; ++l) {
                             const int to = (lane + l) * layer.stride_d + kd;
@@ -836,7 +853,8 @@ void read_positions(const Layer& layer, int channel, int h, int column, int coun
     const Stored* ahead = fetched_channel(layer, channel) + lane + line;
     for (int p = 0; p < count; ++p) {
         __builtin_prefetch(ahead + static_cast<int64_t>(p) * layer.in_lanes);
-        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
+        const V v = read.strided(line + p * layer.in_lanes);
+        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = DOTS ? pair(v, v) : v;
     }
     for (int p = count; p % P; ++p) x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = zero();
 }
@@ -874,7 +892,9 @@ void pointwise_item(const Layer& layer, int item, float* scratch) {
 }
 
 void pointwise(const Layer& layer, int item, float* scratch) {
-    if (layer.group == 2)
+    if (layer.group == 4)
+        pointwise_item<4, 4>(layer, item, scratch);
+    else if (layer.group == 2)
         pointwise_item<2, 4>(layer, item, scratch);
     else
         pointwise_item<1, 8>(layer, item, scratch);

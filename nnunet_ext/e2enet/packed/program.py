@@ -90,19 +90,36 @@ class Weights:
                 zero = torch.zeros_like(k0)
                 weights = torch.stack([k0, k1, k2, zero, zero, k0, k1, k2], 2)
             if pairs:
-                weights = weights.to(torch.bfloat16).contiguous().view(torch.float32)
+                weights = _bfloat16_pairs(weights)
             self._made[key] = _ready(rows, weights)
         return self._made[key]
 
-    def of_taps(self, conv: nn.Module, axis: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest."""
-        if conv not in self._made:
+    def of_taps(self, conv: nn.Module, axis: int, group: int, pairs: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest.
+
+        `pairs`: of an output's connections (starts then count pairs, inputs are `[pairs, 2]`), with weights of bfloat16
+        `[taps / group, pairs, group, 2]`; where the number of connections is odd, the last one's partner is itself
+        with a weight of zero.
+        """
+        key = conv, pairs
+        if key not in self._made:
             rows = connections(conv)
             kernels = rows.kernels.movedim(axis + 1, -1)
             taps = kernels[0].numel() if len(kernels) else math.prod(kernels.shape[1:])
             weights = kernels.reshape(len(kernels), taps // group, group).transpose(0, 1)
-            self._made[conv] = _ready(rows, weights)
-        return self._made[conv]
+            if pairs:
+                counts = rows.starts.diff()
+                starts = torch.cat([rows.starts[:1], ((counts + 1) // 2).cumsum(0)])
+                place = torch.arange(len(kernels)) + (2 * starts - rows.starts)[:-1].repeat_interleave(counts)
+                inputs = torch.zeros(2 * int(starts[-1]), dtype=torch.int64)
+                inputs[1::2][starts[1:][counts > 0] - 1] = rows.inputs[rows.starts[1:][counts > 0] - 1]
+                inputs[place] = rows.inputs
+                whole = weights.new_zeros(len(weights), len(inputs), group)
+                whole[:, place] = weights
+                weights = _bfloat16_pairs(whole.unflatten(1, (-1, 2)).transpose(2, 3))
+                rows = rows._replace(starts=starts, inputs=inputs)
+            self._made[key] = _ready(rows, weights)
+        return self._made[key]
 
 
 def connections(conv: Any) -> Connections:
@@ -119,6 +136,11 @@ def connections(conv: Any) -> Connections:
 
 def _ready(rows: Connections, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows.starts.int().contiguous(), rows.inputs.int().contiguous(), weights.float().contiguous()
+
+
+def _bfloat16_pairs(weights: Tensor) -> Tensor:
+    """Weights `[..., 2]`, rounded to bfloat16, as the engine's floats of 32 bits, flat."""
+    return weights.to(torch.bfloat16).flatten().view(torch.float32)
 
 
 class Arena:
@@ -298,6 +320,8 @@ class Program:
         out = self._volume(conv.out_channels, height, width, depth, 4 if logits else self.item)
         # Pairs of taps share what they read; with a depth stride of 2 they are neighbours in depth.
         group = 2 if stride[0] == 2 or (stride[0] == 1 and stride[1] * stride[2] % 2 == 0) else 1
+        if self.dots and group == 2 and math.prod(stride) % 4 == 0:
+            group = 4
         blocks = self._cut(source.height, source.lanes, out.channels, column_blocks=math.ceil(source.width / CHUNK))
         fields = {
             "kind": POINTWISE,
@@ -307,7 +331,7 @@ class Program:
             "slope": NEGATIVE_SLOPE,
             "logits": int(logits),
         }
-        self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group), [])
+        self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group, self.dots), [])
         return out
 
     def _pool(self, source: Volume, stride: Sequence[int]) -> Volume:
