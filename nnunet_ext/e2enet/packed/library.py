@@ -82,7 +82,7 @@ _loading = threading.Lock()
 
 
 def engine(stored_bytes: int = 4) -> ctypes.CDLL:
-    """The engine for this processor, compiled where it is not in the cache; volumes in float32 or, 2 bytes, bfloat16.
+    """The engine for this processor, compiled where it is not in the cache; volumes of 4 bytes or, less exact, 2.
 
     It is tried once in a process: what failed fails again at once.
 
@@ -155,6 +155,13 @@ def found_here() -> tuple[bool, str]:
         return True, f"E2ENet: the CPU engine was compiled by {' '.join(compiler())} and loads"
     except PackedUnavailable as error:
         return False, f"E2ENet: predicts on CPUs with torch's dense convolutions, which takes longer: {error}"
+
+
+def stored_type(stored_bytes: int) -> torch.dtype:
+    """Of the volumes; of 2 bytes it is float16 where the processor converts it to float32, else bfloat16."""
+    if stored_bytes == 4:
+        return torch.float32
+    return torch.float16 if engine(stored_bytes).packed_float16() else torch.bfloat16
 
 
 def has_bfloat16_products() -> bool:

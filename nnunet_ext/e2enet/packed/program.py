@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE  # of every LeakyReLU, which the layers that read a volume apply
 from nnunet_ext.e2enet.masked import Connections, KernelSlots
-from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
+from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set, stored_type
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
 CHANNEL_PAIRS, ROW_PAIRS = 1, 2  # what is multiplied together in bfloat16
@@ -21,7 +21,7 @@ ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger s
 CHUNK = 16
 CACHE_LINE = 32
 ITEMS_PER_THREAD = 4
-DENSE = 0.7  # share of active connections from which zeros are multiplied too
+DENSE = 0.75  # share of active connections from which all are multiplied: 3 products for any, 4 for an active one
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
 TRANSFORMS: dict[int, list[list[float]]] = {
     1: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -204,7 +204,7 @@ class Program:
         self.weights, self.batch, self.threads, self.item = weights, batch, threads, item
         block = network.backbone[0][0]
         self.axis = block.shift_axis
-        self.dots = bool(engine(item).packed_dots())
+        self.dots, self.stored = bool(engine(item).packed_dots()), stored_type(item)
         self.vector = instruction_set()[0]
         self.strides = [self._ordered(stride) for stride in network.strides]
         shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
@@ -227,7 +227,14 @@ class Program:
     def __call__(self, x: Tensor) -> Tensor:
         """`x [B, C, *size]` -> logits `[B, K, *size]`, a new tensor."""
         across = 3 if self.axis == 2 else 4  # x's axis that is cut into segments
-        self._view(self.input).copy_(x.unflatten(across, (self.segments, -1)))
+        image = x.unflatten(across, (self.segments, -1))
+        if self.stored == torch.float16:
+            # The first InstanceNorm undoes a scale, up to its epsilon: no image overflows.
+            peak = float(x.abs().max())
+            scale = 2.0 ** min(0, 10 - math.frexp(peak)[1]) if math.isfinite(peak) else 1.0
+            image = image if scale == 1 else image * scale
+            self._structures[0].epsilon = self._epsilon * scale**2
+        self._view(self.input).copy_(image)
         engine(self.item).packed_run(
             self._structures, len(self._structures), self.threads, self._scratch_pointer, self._scratch_bytes
         )
@@ -244,8 +251,7 @@ class Program:
         strides = (v.plane, v.row, v.depth, v.lanes, self.segments * v.depth, 1)
         spatial = [1, 2, 3]
         spatial.insert(3 if self.axis == 2 else self.axis, 5)
-        short = torch.float16 if engine(self.item).packed_float16() else torch.bfloat16
-        memory = self._memory if v.item == 4 else self._memory.view(short)
+        memory = self._memory if v.item == 4 else self._memory.view(self.stored)
         return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(4, 0, *spatial)
 
     # the network as layers
@@ -286,16 +292,11 @@ class Program:
         conv = block.conv
         out = self._volume(conv.out_channels, height, width, depth)
         out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
-        pairs, transform = 0, lambda t: t
-        if self.dots:
-            # Pairs of rows take 4 products of an active connection, pairs of channels 3 of any.
-            full = conv.active_connections().starts[-1] if isinstance(conv, KernelSlots) else math.inf
-            sparse = stride[1] == stride[2] == 1 and full < DENSE * conv.in_channels * conv.out_channels
-            pairs, transform = ROW_PAIRS if sparse else CHANNEL_PAIRS, lambda t: min(t, 2)
-        tile = 1
-        if stride[1] == stride[2] == 1:
-            points = {4: 8 if self.dots else 6, 2: 4, 1: 3}
-            tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * points[t])
+        dense = not isinstance(conv, KernelSlots) or conv.count_active() > DENSE * conv.kernels
+        flat = stride[1] == stride[2] == 1
+        pairs = 0 if not self.dots else ROW_PAIRS if flat and not dense else CHANNEL_PAIRS
+        points = {1: 3, 2: 4, 4: 8 if self.dots else 6}
+        tile = min((4, 2, 1) if flat else (1,), key=lambda t: math.ceil(width / t) * points[t])
         row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
         blocks: Any = self._cut(row_blocks, out.lanes, out.channels, tiles=math.ceil(width / tile))
         self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
@@ -311,7 +312,7 @@ class Program:
             "gamma": block.norm.weight,
             "beta": block.norm.bias,
         }
-        packed = self.weights.of_convolution(conv, self.axis, transform(tile), pairs)
+        packed = self.weights.of_convolution(conv, self.axis, min(tile, 2) if self.dots else tile, pairs)
         self._add(fields, sources, out, stride, packed, block.shifts)
         return out
 
@@ -436,6 +437,7 @@ class Program:
             layer.channels = ctypes.addressof(channels)
             structures.append(layer)
         self._structures = (Layer * len(structures))(*structures)
+        self._epsilon = structures[0].epsilon
         scratch = max(engine(self.item).packed_scratch(ctypes.byref(layer)) for layer in self._structures)
         self._scratch_bytes = _up(scratch, 4096)
         self._scratch = torch.empty(self.threads * self._scratch_bytes + 64, dtype=torch.uint8)
