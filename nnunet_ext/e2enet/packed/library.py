@@ -166,7 +166,8 @@ def stored_type(stored_bytes: int) -> torch.dtype:
 
 def has_bfloat16_products() -> bool:
     """Whether the processor multiplies pairs of bfloat16 in vectors of 16 floats (AVX512_BF16)."""
-    return instruction_set()[0] == 16 and torch.cpu._is_avx512_bf16_supported()
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return instruction_set()[0] == 16 and asked is not None and bool(asked())
 
 
 def instruction_set() -> tuple[int, list[str]]:

@@ -98,8 +98,7 @@ class Weights:
         """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest.
 
         `pairs`: of an output's connections (starts then count pairs, inputs are `[pairs, 2]`), with weights of bfloat16
-        `[taps / group, pairs, group, 2]`; where the number of connections is odd, the last one's partner is itself
-        with a weight of zero.
+        `[taps / group, pairs, group, 2]`; where their number is odd, the last one's partner is channel 0 with weight 0.
         """
         key = conv, pairs
         if key not in self._made:
@@ -112,7 +111,6 @@ class Weights:
                 starts = torch.cat([rows.starts[:1], ((counts + 1) // 2).cumsum(0)])
                 place = torch.arange(len(kernels)) + (2 * starts - rows.starts)[:-1].repeat_interleave(counts)
                 inputs = torch.zeros(2 * int(starts[-1]), dtype=torch.int64)
-                inputs[1::2][starts[1:][counts > 0] - 1] = rows.inputs[rows.starts[1:][counts > 0] - 1]
                 inputs[place] = rows.inputs
                 whole = weights.new_zeros(len(weights), len(inputs), group)
                 whole[:, place] = weights
