@@ -8,9 +8,9 @@ processor has bfloat16, and in OpenVINO, float32 and bfloat16, where that is ins
 (dense convolutions over masked weights). All keep freed memory, as `nnunet_ext predict` does. A ratio is the opponent's
 time over the packed time: above 1 the packed network is faster; "the fastest" is that of the fastest opponent of all.
 Medians of the ratios within a round, and the ratio of the minima. With one thread times are the process's own, so that
-others on the machine count less. Errors are norms of the difference to float32 over the norm of the logits, and the share
-of equal labels. Weights and masks are random. ATEN_CPU_CAPABILITY (avx512, avx2) chooses the engine's vectors and torch's.
-What was measured is kept: a run that was stopped goes on with its file.
+others on the machine count less. Errors are norms of the difference to float32 over the norm of the logits, and the
+share of equal labels. Weights and masks are random. ATEN_CPU_CAPABILITY (avx512, avx2) chooses the engine's vectors and
+torch's. What was measured is kept: a run that was stopped goes on with its file.
 """
 
 import argparse

@@ -69,8 +69,8 @@ class Weights:
     def of_convolution(self, conv: Any, axis: int, tile: int, pairs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """(starts, inputs, weights) of a convolution whose kernel is 1 along `axis`.
 
-        Weights are float32 `[points, active, 3]`, or of bfloat16 in pairs: `[points, outputs * pairs, 3, 2]` of channels
-        (starts then count pairs), `[points, active, 4, 2]` of rows.
+        Weights are float32 `[points, active, 3]`, or bfloat16 in pairs: `[points, outputs * pairs, 3, 2]` of channels,
+        where starts count pairs, `[points, active, 4, 2]` of rows.
         """
         key = conv, tile, pairs
         if key not in self._made:
