@@ -61,7 +61,7 @@ def assert_stored(found, expected):
 
 
 def slow_convolution(x, weight, stride, axis):
-    """The sums of a convolution of bfloat16 values in float32: F(2,3) along the width, or plain where it has a stride."""
+    """The sums of a convolution of bfloat16 values: F(2,3) along the width, plain where it has a stride."""
     order = [axis, *(k for k in range(3) if k != axis)]  # (depth, height, width) of the engine
     back = [2 + order.index(k) for k in range(3)]
     x, weight = (t.permute(0, 1, *(2 + k for k in order)) for t in (x, weight))
