@@ -2,15 +2,20 @@
 
     python benchmarks/packed_inference.py --threads 1 2 --out benchmarks/results/packed_inference.json
 
+Both of its modes: float32, and the one of 16 bits (`nnUNet_ext_packed=bf16`).
 Opponents: PlainConvUNet in torch float32 (what nnU-Net runs on a CPU), in torch under bfloat16 autocast where the
 processor has bfloat16, and in OpenVINO, float32 and bfloat16, where that is installed; and the same E2ENet in torch
 (dense convolutions over masked weights). All keep freed memory, as `nnunet_ext predict` does. A ratio is the opponent's
-time over the packed time: above 1 the packed network is faster. Medians of the ratios within a round, and the ratio of
-the minima. Weights and masks are random. ATEN_CPU_CAPABILITY (avx512, avx2) chooses the engine's vectors and torch's.
-What was measured is kept: a run that was stopped goes on with its file.
+time over the packed time: above 1 the packed network is faster; "the fastest" is that of the fastest opponent of all.
+Medians of the ratios within a round, and the ratio of the minima. With one thread times are the process's own, so that
+others on the machine count less. Errors are norms of the difference to float32 over the norm of the logits, and the
+share of equal labels. Weights and masks are random. ATEN_CPU_CAPABILITY (avx512, avx2) chooses the engine's vectors and
+torch's. What was measured is kept: a run that was stopped goes on with its file.
 """
 
 import argparse
+import copy
+import itertools
 import json
 import os
 import platform
@@ -19,7 +24,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from e2enet_forward import unet
 
@@ -51,17 +55,9 @@ def openvino_of(network, x, precision):
     return lambda: compiled(x.numpy())
 
 
-def packed(network, x):
+def switched(network, x, value):
     def run():
-        os.environ[SWITCH] = "1"
-        return network(x)
-
-    return run
-
-
-def dense(network, x):
-    def run():
-        os.environ[SWITCH] = "0"
+        os.environ[SWITCH] = value
         return network(x)
 
     return run
@@ -76,9 +72,16 @@ def half(network, x):
 
 
 def seconds(call):
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def error(found, exact):
+    """(norm of the difference / norm, share of equal labels)."""
+    equal = (found.argmax(1) == exact.argmax(1)).float().mean()
+    return {"norm": float((found.float() - exact).norm() / exact.norm()), "equal labels": float(equal)}
 
 
 def opponents(patch, sparsities):
@@ -99,9 +102,13 @@ def measure(strides, x, plain, ours, rounds, dense_rounds):
         vino = openvino_of(plain, x, precision)
         if vino is not None and (precision == "f32" or torch.cpu._is_avx512_bf16_supported()):
             calls[f"PlainConvUNet, OpenVINO {name}"] = vino
-    calls |= {f"packed E2ENet, S={s}": packed(network, x) for s, network in ours.items()}
+    others = list(calls)
+    halved = {s: copy.deepcopy(network) for s, network in ours.items()}  # a network has one program at a time
+    for s in ours:
+        calls[f"packed E2ENet, S={s}"] = switched(ours[s], x, "1")
+        calls[f"packed E2ENet in 16 bits, S={s}"] = switched(halved[s], x, "bf16")
     if dense_rounds:
-        calls |= {f"E2ENet in torch, S={s}": dense(network, x) for s, network in ours.items()}
+        calls |= {f"E2ENet in torch, S={s}": switched(network, x, "0") for s, network in ours.items()}
     times = {name: [] for name in calls}
     for k in range(rounds + 1):
         for name, call in calls.items():
@@ -110,23 +117,33 @@ def measure(strides, x, plain, ours, rounds, dense_rounds):
     times = {name: values[1:] for name, values in times.items()}
     report = {
         "strides": strides,
+        "clock": "process" if torch.get_num_threads() == 1 else "wall",
         "seconds": {n: {"median": statistics.median(v), "min": min(v)} for n, v in times.items()},
     }
-    for s, network in ours.items():
-        name = f"packed E2ENet, S={s}"
+    times["the fastest"] = [min(values) for values in zip(*(times[name] for name in others), strict=True)]
+    for s, mode in itertools.product(ours, ("", " in 16 bits")):
+        name = f"packed E2ENet{mode}, S={s}"
         report[name] = {}
-        for other, values in times.items():
-            if other.startswith("packed") or (other.startswith("E2ENet") and not other.endswith(f"S={s}")):
-                continue
-            ratios = [v / o for v, o in zip(values, times[name], strict=False)]
-            report[name][f"time of {other} / ours"] = {
-                "median": round(statistics.median(ratios), 3),
-                "of minima": round(min(values) / min(times[name]), 3),
-                "rounds": len(values),
-            }
-        difference = np.abs(packed(network, x)().numpy() - dense(network, x)().numpy()).max()
-        report[name]["largest difference / largest logit"] = float(difference / dense(network, x)().abs().max())
+        for other in (*others, "the fastest", f"E2ENet in torch, S={s}"):
+            ratios = [v / o for v, o in zip(times.get(other, []), times[name], strict=False)]
+            if ratios:
+                report[name][f"time of {other} / ours"] = {
+                    "median": round(statistics.median(ratios), 3),
+                    "of minima": round(min(times[other]) / min(times[name]), 3),
+                    "rounds": len(ratios),
+                }
+    unet = plain(x)
+    report["errors"] = {n: error(calls[n](), unet) for n in others if n == "PlainConvUNet, torch bfloat16"}
+    for s, network in ours.items():
+        exact = switched(network, x, "0")()
+        report["errors"] |= {
+            f"packed E2ENet, S={s}": error(switched(network, x, "1")(), exact),
+            f"packed E2ENet in 16 bits, S={s}": error(switched(halved[s], x, "bf16")(), exact),
+        }
+        if torch.cpu._is_avx512_bf16_supported():
+            report["errors"][f"E2ENet, torch bfloat16, S={s}"] = error(half(network, x)(), exact)
         release(network)
+        release(halved[s])
     return report
 
 

@@ -374,18 +374,18 @@ def test_200_packs_leak_nothing():
     assert sizes[1] - sizes[0] < 5 * one_pack  # 200 leaks of anything would be more
 
 
-# bfloat16
+# 16 bits
 
 
 @pytest.mark.parametrize("strides, batch, size", [(ISOTROPIC, 1, (24, 32, 40)), (ANISOTROPIC, 3, (3, 33, 46))], ids=str)
-def test_volumes_in_bfloat16_cost_two_digits(strides, batch, size, monkeypatch, capsys):
+def test_the_mode_of_16_bits_is_asked_for_and_less_exact(strides, batch, size, monkeypatch, capsys):
     network, x = build(strides=strides), torch.randn(batch, 1, *size)
     exact = with_torch(copy.deepcopy(network).double(), x.double())
     whole = with_engine(network, x)
     monkeypatch.setenv(dispatch.SWITCH, "bf16")
     half = with_engine(network, x)
-    assert "volumes in bfloat16" in capsys.readouterr().out
-    # 8 bits of mantissa, rounded once a layer: about 1 % of the logits' size, and not what float32 gives
+    assert "volumes in " in capsys.readouterr().out
+    # 8 bits of mantissa, rounded in each layer: 1 to 2 % of the logits' size, and not what float32 gives
     assert 1e-4 < (half - exact).norm() / exact.norm() < 0.03
     monkeypatch.setenv(dispatch.SWITCH, "1")
     assert torch.equal(with_engine(network, x), whole)

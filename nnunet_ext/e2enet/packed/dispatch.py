@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ext.e2enet.packed.library import PackedUnavailable, engine
+from nnunet_ext.e2enet.packed.library import PackedUnavailable, engine, stored_type
 from nnunet_ext.e2enet.packed.program import Program, Weights
 from nnunet_ext.e2enet.packed.suitable import reason_against
 
@@ -78,8 +78,7 @@ def packed_logits(network: Any, x: Tensor) -> Tensor | None:
         kind = "" if network.connection_block > 1 else "dense "  # those of blocks compute what is active
         _say(f"E2ENet predicts with torch's {kind}convolutions: {reason}.")
         return None
-    stored = ", volumes in bfloat16" if _stored_bytes() == 2 else ""
-    _say(f"E2ENet predicts with packed sparse convolutions{stored} ({SWITCH}=0 switches them off).")
+    _say(f"E2ENet predicts with packed sparse convolutions{_precision()} ({SWITCH}=0 switches them off).")
     with torch.device("cpu"):  # a default device of the caller is not meant for addresses
         pack = _pack(network)
         with pack.lock:
@@ -137,6 +136,14 @@ def _reason_against(network: Any, x: Tensor) -> str | None:
 
 def _stored_bytes() -> int:
     return 2 if os.environ.get(SWITCH) == "bf16" else 4
+
+
+def _precision() -> str:
+    """What is not in float32."""
+    if _stored_bytes() == 4:
+        return ""
+    products = " in bfloat16" if engine(2).packed_dots() else ""
+    return f"{products}, volumes in {str(stored_type(2)).removeprefix('torch.')}"
 
 
 def _say(line: str) -> None:

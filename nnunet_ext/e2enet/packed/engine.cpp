@@ -4,8 +4,9 @@
 // A layer reads the raw output of the layers before it and applies their InstanceNorm and LeakyReLU on load; its own
 // sums are collected while it writes. Convolutions are sums over the rows of active connections, kernels (1,3,3), with
 // 1-D Winograd transforms along W (Lavin and Gray, arXiv 1509.09308, F(4,3) and F(2,3)).
-// Compiled with -DLANES=16, 8 or 4 floats a vector, and with -DBFLOAT16 for volumes stored in bfloat16 (sums, scales and
-// logits stay float); needs no header but the standard library's.
+// Compiled with -DLANES=16, 8 or 4 floats a vector, and with -DHALF for volumes stored in 16 bits (sums, scales and
+// logits stay float): float16 where the processor converts it, else bfloat16. Where it multiplies pairs of bfloat16 as
+// well (AVX512_BF16), the convolutions of -DHALF do so: DOTS, below.
 
 #include <atomic>
 #include <cmath>
@@ -20,12 +21,24 @@
 #ifndef LANES
 #define LANES 4
 #endif
+#if defined(HALF) && defined(__F16C__)
+#define FLOAT16 1
+#include <immintrin.h>
+#endif
+// What a convolution reads is rounded to bfloat16, in pairs that one instruction multiplies and sums in float. The two of
+// a pair are neighbouring channels of a dense convolution, or neighbouring rows of one channel. Transforms are F(2,3): with
+// F(4,3) the error would be above that of torch under autocast.
+#if defined(FLOAT16) && defined(__AVX512BF16__) && LANES == 16
+#define DOTS 1
+#else
+#define DOTS 0
+#endif
 
 typedef float V __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedV __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t UnalignedI __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-#ifdef BFLOAT16
+#ifdef HALF
 typedef uint16_t Stored;
 typedef uint16_t UnalignedStored __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #else
@@ -36,25 +49,47 @@ namespace {
 
 constexpr int CHUNK = 16;  // positions of a pointwise block
 constexpr int PAIR = LANES < 16 ? 16 / LANES : 1;  // vectors of floats in a cache line, which are read together
-constexpr int AHEAD = 2;   // channels that are fetched from memory in advance
+constexpr int AHEAD = 4;   // channels that are fetched from memory in advance
 constexpr int64_t LARGE = 16 << 20;  // bytes of a volume that does not stay in a cache
 
 inline V load(const float* p) { return *reinterpret_cast<const UnalignedV*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<UnalignedV*>(p) = v; }
-inline void store_past(float* p, V v) {  // past the caches; p is aligned to a vector
+inline void store_past(float* p, V low, V high) {  // past the caches; p is aligned to a vector
 #if defined(__AVX512F__) && LANES == 16 && !defined(__clang__)
-    __builtin_ia32_movntps512(p, v);
+    __builtin_ia32_movntps512(p, low);
+    __builtin_ia32_movntps512(p + LANES, high);
 #elif defined(__AVX__) && LANES == 8 && !defined(__clang__)
-    __builtin_ia32_movntps256(p, v);
+    __builtin_ia32_movntps256(p, low);
+    __builtin_ia32_movntps256(p + LANES, high);
 #else
-    store(p, v);
+    store(p, low);
+    store(p + LANES, high);
 #endif
 }
 inline V zero() { return V{}; }
 inline V larger(V a, V b) { return a > b ? a : b; }
 inline V leaky(V v, float slope) { return larger(v * slope, v); }  // for slopes up to 1; NaN stays NaN
 
-#ifdef BFLOAT16
+#if defined(FLOAT16) && LANES == 16
+inline V load(const uint16_t* p) {
+    return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+inline __m256i halves(V v) {
+    return _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline void store(uint16_t* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves(v)); }
+inline void store_past(uint16_t* p, V low, V high) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(_mm512_castsi256_si512(halves(low)), halves(high), 1));
+}
+#elif defined(FLOAT16)
+inline V load(const uint16_t* p) {
+    return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store(uint16_t* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(HALF)
 inline V load(const uint16_t* p) {
     return reinterpret_cast<V>(__builtin_convertvector(*reinterpret_cast<const UnalignedStored*>(p), I) << 16);
 }
@@ -64,6 +99,16 @@ inline void store(uint16_t* p, V v) {  // rounds to nearest even; NaN keeps a bi
     const I kept = v == v ? rounded : (bits >> 16) | 64;
     *reinterpret_cast<UnalignedStored*>(p) = __builtin_convertvector(kept & 0xffff, UnalignedStored);
 }
+#endif
+#if defined(HALF) && !(defined(FLOAT16) && LANES == 16)
+inline void store_past(uint16_t* p, V low, V high) {
+    store(p, low);
+    store(p + LANES, high);
+}
+#endif
+#ifdef FLOAT16
+inline float as_float(uint16_t x) { return _cvtsh_ss(x); }
+#elif defined(HALF)
 inline float as_float(uint16_t x) {
     const uint32_t bits = static_cast<uint32_t>(x) << 16;
     float value;
@@ -93,6 +138,27 @@ inline void interleave(V a, V b, V& low, V& high) {
     high = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #endif
 }
+#if DOTS
+inline V pair(V even, V odd) {  // 32 bfloat16: even[0] odd[0] even[1] odd[1] ...
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto halves = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(odd), reinterpret_cast<__m512>(even));
+    return reinterpret_cast<V>(_mm512_permutexvar_epi16(_mm512_load_si512(order), reinterpret_cast<__m512i>(halves)));
+}
+inline V either(V evens, V odds) {  // the first halves of `evens` and the second halves of `odds`
+    return reinterpret_cast<V>(
+        _mm512_mask_blend_epi16(0xaaaaaaaa, reinterpret_cast<__m512i>(evens), reinterpret_cast<__m512i>(odds)));
+}
+inline V broadcast(float pair) { return reinterpret_cast<V>(_mm512_set1_ps(pair)); }
+inline V dot(V sum, V x, V k) {  // sum[l] + x[2l] k[2l] + x[2l + 1] k[2l + 1]
+    return reinterpret_cast<V>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(k)));
+}
+inline V multiply(V sum, V x, float k) { return dot(sum, x, broadcast(k)); }
+#else
+inline V pair(V v, V) { return v; }
+inline V multiply(V sum, V x, float k) { return sum + k * x; }
+#endif
 inline void deinterleave(V low, V high, V& a, V& b) {
 #if LANES == 4
     a = SHUFFLE(low, high, 0, 2, 4, 6);
@@ -129,6 +195,7 @@ struct Layer {
     int32_t copies, depth;      // lanes of the output that count: copies * depth, over all segments of a copy
     int32_t segments, in_depth; // of W, and lanes of the input from a segment to the next
     int32_t rows, tile;         // convolution: output rows and columns of a block
+    int32_t pairs;              // convolution with DOTS: 1 of channels (dense), 2 of rows
     int32_t row_blocks, column_blocks, lane_blocks, output_blocks;  // how the work is cut into items
     int32_t group;              // kernel taps computed together (pointwise)
     int32_t logits;             // the output is float in any case
@@ -168,6 +235,7 @@ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // Lane block `block` of the part `part` of `parts` parts of `total`.
 struct Range {
     int first, end;
+    Range(int a, int b) : first(a), end(b) {}
     Range(int total, int parts, int part)
         : first(static_cast<int>(static_cast<int64_t>(total) * part / parts)),
           end(static_cast<int>(static_cast<int64_t>(total) * (part + 1) / parts)) {}
@@ -234,14 +302,19 @@ struct Reader {
     }
 };
 
-// Transforms of a tile of TILE output columns with J points. TILE = 1 is the plain sum over three taps.
+// Transforms of a tile of TILE output columns with J points. TILE = 1 is the plain sum over three taps. With DOTS, TILE = 4
+// is two tiles of 2, whose points take turns.
 
+constexpr int points_of(int tile) { return tile == 4 ? DOTS ? 8 : 6 : tile == 2 ? 4 : 3; }
 template <int TILE>
-constexpr int points() { return TILE == 4 ? 6 : TILE == 2 ? 4 : 3; }
+constexpr int points() { return points_of(TILE); }
 
 template <int TILE>
 inline void transform_input(const V* x, V* t, int64_t stride) {
-    if constexpr (TILE == 4) {
+    if constexpr (TILE == 4 && DOTS) {
+        transform_input<2>(x, t, 2 * stride);
+        transform_input<2>(x + 2, t + stride, 2 * stride);
+    } else if constexpr (TILE == 4) {
         t[0] = 4.0f * x[0] - 5.0f * x[2] + x[4];
         const V a = x[4] - 4.0f * x[2], b = x[3] - 4.0f * x[1];
         t[stride] = a + b;
@@ -262,7 +335,10 @@ inline void transform_input(const V* x, V* t, int64_t stride) {
 
 template <int TILE>
 inline void transform_output(const V* m, int64_t stride, V* y) {
-    if constexpr (TILE == 4) {
+    if constexpr (TILE == 4 && DOTS) {
+        transform_output<2>(m, 2 * stride, y);
+        transform_output<2>(m + stride, 2 * stride, y + 2);
+    } else if constexpr (TILE == 4) {
         const V a = m[stride] + m[2 * stride], b = m[stride] - m[2 * stride];
         const V c = m[3 * stride] + m[4 * stride], d = m[3 * stride] - m[4 * stride];
         y[0] = m[0] + a + c;
@@ -280,6 +356,10 @@ inline void transform_output(const V* m, int64_t stride, V* y) {
 // Input rows that R output rows read. SH = 1, 2: neighbouring rows share; SH = 3 (any other stride): three for each.
 template <int SH>
 constexpr int input_rows(int r) { return SH == 1 ? r + 2 : SH == 2 ? 2 * r + 1 : 3 * r; }
+
+// How many channels or pairs of channels the scratch holds, and of how many vectors for `rows` input rows.
+inline int scratch_units(const Layer& layer) { return layer.pairs == 1 ? ceil_div(layer.in_channels, 2) : layer.in_channels; }
+inline int scratch_rows(const Layer& layer, int rows) { return layer.pairs == 2 ? ceil_div(rows, 2) : rows; }
 
 // Sums over active connections for JB points at a time: acc[point][row] += kernel[tap] * input[row, tap].
 template <int R, int SH, int JB>
@@ -317,43 +397,132 @@ void sum_connections(const Layer& layer, Range outputs, const float* weights, in
     }
 }
 
-template <int R, int SH>
-void sum_all_points(const Layer& layer, int points, Range outputs, const V* inputs, V* sums) {
+#if DOTS
+// As sum_connections, of one point, for channels in pairs and O outputs that all read them all.
+template <int R, int SH, int O>
+void sum_channel_pairs(const Layer& layer, Range outputs, const float* weights, const V* inputs, V* sums) {
+    constexpr int ROWS = input_rows<SH>(R);
+    const int pairs = scratch_units(layer);
+    int o = outputs.first;
+    for (; o + O <= outputs.end; o += O) {
+        V acc[O][R];
+        for (int q = 0; q < O; ++q)
+            for (int r = 0; r < R; ++r) acc[q][r] = zero();
+        for (int n = 0; n < pairs; ++n) {
+            const V* x = inputs + static_cast<int64_t>(n) * ROWS;
+            V kernel[O][3];
+            for (int q = 0; q < O; ++q)
+                for (int k = 0; k < 3; ++k)
+                    kernel[q][k] = broadcast(weights[(static_cast<int64_t>(o + q) * pairs + n) * 3 + k]);
+            if constexpr (SH == 3) {
+#pragma GCC unroll 24
+                for (int k = 0; k < ROWS; ++k)
+                    for (int q = 0; q < O; ++q) acc[q][k / 3] = dot(acc[q][k / 3], x[k], kernel[q][k % 3]);
+            } else {
+#pragma GCC unroll 24
+                for (int k = 0; k < ROWS; ++k) {
+                    const V v = x[k];
+                    for (int q = 0; q < O; ++q) {
+                        if (k % SH == 0 && k / SH < R) acc[q][k / SH] = dot(acc[q][k / SH], v, kernel[q][0]);
+                        if (k >= 1 && (k - 1) % SH == 0 && (k - 1) / SH < R)
+                            acc[q][(k - 1) / SH] = dot(acc[q][(k - 1) / SH], v, kernel[q][1]);
+                        if (k >= 2 && (k - 2) % SH == 0 && (k - 2) / SH < R)
+                            acc[q][(k - 2) / SH] = dot(acc[q][(k - 2) / SH], v, kernel[q][2]);
+                    }
+                }
+            }
+        }
+        for (int q = 0; q < O; ++q)
+            for (int r = 0; r < R; ++r) sums[static_cast<int64_t>(o + q - outputs.first) * R + r] = acc[q][r];
+    }
+    if constexpr (O > 1)
+        if (o < outputs.end)
+            sum_channel_pairs<R, SH, 1>(layer, {o, outputs.end}, weights, inputs, sums + static_cast<int64_t>(o - outputs.first) * R);
+}
+
+// As sum_connections, for rows in pairs (0, 1), (2, 3), ... and U tiles that have the weights in common. The four pairs of
+// weights are (k0, k1) and (k2, 0) of an even row, (0, k0) and (k1, k2) of an odd one.
+template <int R, int U>
+void sum_row_pairs(const Layer& layer, Range outputs, const float* weights, const V* inputs, int64_t inputs_stride, V* sums,
+                   int64_t sums_stride) {
+    constexpr int LENGTH = (R + 3) / 2;
+    for (int o = outputs.first; o < outputs.end; ++o) {
+        V acc[U][R];
+        for (int u = 0; u < U; ++u)
+            for (int r = 0; r < R; ++r) acc[u][r] = zero();
+        for (int n = layer.starts[o], end = layer.starts[o + 1]; n < end; ++n) {
+            const V* column = inputs + static_cast<int64_t>(layer.inputs[n]) * LENGTH;
+            const float* kernel = weights + static_cast<int64_t>(n) * 4;
+            const V k0 = broadcast(kernel[0]), k1 = broadcast(kernel[1]), k2 = broadcast(kernel[2]), k3 = broadcast(kernel[3]);
+#pragma GCC unroll 2
+            for (int u = 0; u < U; ++u) {
+                const V* x = column + u * inputs_stride;
+#pragma GCC unroll 8
+                for (int m = 0; m < LENGTH; ++m) {
+                    const V v = x[m];
+                    if (2 * m < R) acc[u][2 * m] = dot(acc[u][2 * m], v, k0);
+                    if (2 * m + 1 < R) acc[u][2 * m + 1] = dot(acc[u][2 * m + 1], v, k2);
+                    if (m > 0 && 2 * m - 2 < R) acc[u][2 * m - 2] = dot(acc[u][2 * m - 2], v, k1);
+                    if (m > 0 && 2 * m - 1 < R) acc[u][2 * m - 1] = dot(acc[u][2 * m - 1], v, k3);
+                }
+            }
+        }
+        for (int u = 0; u < U; ++u)
+            for (int r = 0; r < R; ++r) sums[u * sums_stride + static_cast<int64_t>(o - outputs.first) * R + r] = acc[u][r];
+    }
+}
+
+template <int R, int SH, int TILE>
+void sum_all_points(const Layer& layer, Range outputs, const V* inputs, V* sums) {
+    constexpr int J = points<TILE>(), U = TILE == 4 ? 2 : 1;
+    const int64_t inputs_stride = static_cast<int64_t>(scratch_units(layer)) * scratch_rows(layer, input_rows<SH>(R));
+    const int64_t weights_stride = static_cast<int64_t>(layer.starts[layer.out_channels]) * (layer.pairs == 1 ? 3 : 4);
+    const int64_t sums_stride = static_cast<int64_t>(outputs.end - outputs.first) * R;
+    for (int j = 0; j < J; j += U) {
+        const float* weights = layer.weights + j / U * weights_stride;
+        if (layer.pairs == 1) {
+            for (int u = 0; u < U; ++u)
+                sum_channel_pairs<R, SH, 2>(layer, outputs, weights, inputs + (j + u) * inputs_stride, sums + (j + u) * sums_stride);
+        } else if constexpr (SH == 1) {
+            sum_row_pairs<R, U>(layer, outputs, weights, inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
+        }
+    }
+}
+#else
+template <int R, int SH, int TILE>
+void sum_all_points(const Layer& layer, Range outputs, const V* inputs, V* sums) {
     const int64_t inputs_stride = static_cast<int64_t>(layer.in_channels) * input_rows<SH>(R);
     const int64_t weights_stride = static_cast<int64_t>(layer.starts[layer.out_channels]) * 3;
     const int64_t sums_stride = static_cast<int64_t>(outputs.end - outputs.first) * R;
-    constexpr int JB = R <= 4 || LANES == 16 ? 2 : 1;
+    constexpr int J = points<TILE>(), JB = R <= 4 || LANES == 16 ? 2 : 1;
     int j = 0;
-    for (; j + JB <= points; j += JB)
+    for (; j + JB <= J; j += JB)
         sum_connections<R, SH, JB>(layer, outputs, layer.weights + j * weights_stride, weights_stride,
                                    inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
-    for (; j < points; ++j)
+    for (; j < J; ++j)
         sum_connections<R, SH, 1>(layer, outputs, layer.weights + j * weights_stride, weights_stride,
                                   inputs + j * inputs_stride, inputs_stride, sums + j * sums_stride, sums_stride);
 }
+#endif
 
 // At most 8 output rows, as many accumulators as hide the latency of an FMA; 2 where no rows are shared.
-template <int SH>
-void sum_rows(int rows, const Layer& layer, int points, Range outputs, const V* inputs, V* sums) {
-    if (rows == 1) return sum_all_points<1, SH>(layer, points, outputs, inputs, sums);
-    if (rows == 2 || SH == 3) return sum_all_points<2, SH>(layer, points, outputs, inputs, sums);
+template <int TILE, int SH>
+void sum_rows(int rows, const Layer& layer, Range outputs, const V* inputs, V* sums) {
+    if (rows == 1) return sum_all_points<1, SH, TILE>(layer, outputs, inputs, sums);
+    if (rows == 2 || SH == 3) return sum_all_points<2, SH, TILE>(layer, outputs, inputs, sums);
     if constexpr (SH != 3) switch (rows) {
-        case 3: return sum_all_points<3, SH>(layer, points, outputs, inputs, sums);
-        case 4: return sum_all_points<4, SH>(layer, points, outputs, inputs, sums);
-        case 5: return sum_all_points<5, SH>(layer, points, outputs, inputs, sums);
-        case 6: return sum_all_points<6, SH>(layer, points, outputs, inputs, sums);
-        case 7: return sum_all_points<7, SH>(layer, points, outputs, inputs, sums);
-        default: return sum_all_points<8, SH>(layer, points, outputs, inputs, sums);
+        case 3: return sum_all_points<3, SH, TILE>(layer, outputs, inputs, sums);
+        case 4: return sum_all_points<4, SH, TILE>(layer, outputs, inputs, sums);
+        case 5: return sum_all_points<5, SH, TILE>(layer, outputs, inputs, sums);
+        case 6: return sum_all_points<6, SH, TILE>(layer, outputs, inputs, sums);
+        case 7: return sum_all_points<7, SH, TILE>(layer, outputs, inputs, sums);
+        default: return sum_all_points<8, SH, TILE>(layer, outputs, inputs, sums);
     }
 }
 
 struct Tile {
     int row, rows, column, lane;  // first output row, their number, first output column, first output lane
 };
-
-// Where to fetch in advance for a vector whose lanes the depth shift may move across the border of a cache line: of the
-// vectors that are read together, the last one fetches by its last lane, the others by their first.
-inline int fetched_lane(bool last) { return PAIR == 1 ? LANES / 2 : last ? LANES - 1 : 0; }
 
 // What to fetch while `channel` is computed.
 inline const Stored* fetched_channel(const Layer& layer, int channel) {
@@ -366,43 +535,126 @@ inline Channel neighbour(const Channel& c, int side, int depth) {
     return {c.data + side * depth, c.scale, c.offset, side < 0 ? c.before : c.after, nullptr, nullptr};
 }
 
-// The transformed input of one channel, `rows` input rows of it: t[point][channel][row]. `last` as in fetched_lane.
+// Reads input rows of one channel at a tile and transforms them.
 template <int TILE, int SH, int SD, bool NORM>
-void read_channel(const Layer& layer, int channel, const Tile& tile, bool last, V* t) {
-    constexpr int J = points<TILE>();
-    const int rows = input_rows<SH>(tile.rows);
-    const int64_t stride = static_cast<int64_t>(layer.in_channels) * rows;
-    const Reader<SD, NORM> read(layer.channels[channel], tile.lane, layer.stride_d, layer.slope);
-    const int first_column = tile.column * layer.stride_w - 1;
-    t += static_cast<int64_t>(channel) * rows;
-    const Stored* ahead = fetched_channel(layer, channel) + read.lane + (SD == 1 ? fetched_lane(last) : 0);
-    for (int k = 0; k < rows; ++k) {
-        const int h = SH == 3 ? (tile.row + k / 3) * layer.stride_h - 1 + k % 3 : tile.row * SH - 1 + k;
-        for (int j = TILE == 4 ? 2 : 0; j < J; ++j)
-            __builtin_prefetch(ahead + static_cast<int64_t>(h) * layer.in_row + (first_column + j) * layer.in_lanes);
-        V x[J];
+struct RowReader {
+    static constexpr int COLUMNS = TILE + 2;
+    const Layer& layer;
+    const Channel& channel;
+    const Reader<SD, NORM> read;
+    const Stored* const ahead;
+    const int first_row, first_column, lane;
+    const bool inside;
+
+    RowReader(const Layer& l, int c, const Tile& tile)
+        : layer(l),
+          channel(l.channels[c]),
+          read(channel, tile.lane, l.stride_d, l.slope),
+          ahead(fetched_channel(l, c) + read.lane),
+          first_row(tile.row),
+          first_column(tile.column * l.stride_w - 1),
+          lane(tile.lane),
+          inside(first_column >= 0 && first_column + COLUMNS <= l.in_w) {}
+
+    // Row k of the tile's input: t[point * stride].
+    void row(int k, V* t, int64_t stride) const {
+        const int h = SH == 3 ? (first_row + k / 3) * layer.stride_h - 1 + k % 3 : first_row * SH - 1 + k;
+        const int64_t line = static_cast<int64_t>(h) * layer.in_row, start = line + static_cast<int64_t>(first_column) * layer.in_lanes;
+        const Stored* fetched = ahead + start;
+        for (int j = 0; j < COLUMNS; ++j, fetched += layer.in_lanes) {
+            if (TILE == 4 && j < 2) continue;  // the tile before read them
+            __builtin_prefetch(fetched);  // two lines, where the depth shift moves a vector across their border
+            __builtin_prefetch(fetched + (SD ? SD : 1) * LANES - 1);
+        }
+        V x[COLUMNS];
         if (h < 0 || h >= layer.in_h) {
-            for (int j = 0; j < J; ++j) t[j * stride + k] = zero();
-            continue;
+            for (int j = 0; j < points<TILE>(); ++j) t[j * stride] = zero();
+            return;
         }
-        const int64_t line = static_cast<int64_t>(h) * layer.in_row;
-        if (first_column >= 0 && first_column + J <= layer.in_w) {
-            for (int j = 0; j < J; ++j) x[j] = read.strided(line + (first_column + j) * layer.in_lanes);
+        if (inside) {
+            int64_t voxel = start;
+            for (int j = 0; j < COLUMNS; ++j, voxel += layer.in_lanes) x[j] = read.strided(voxel);
         } else {
-            for (int j = 0; j < J; ++j) {
-                const int w = first_column + j;
-                if (w >= 0 && w < layer.in_w) {
-                    x[j] = read.strided(line + w * layer.in_lanes);
-                } else if (layer.segments > 1 && (w < 0 || w == layer.in_w)) {
-                    const Channel beyond = neighbour(layer.channels[channel], w < 0 ? -1 : 1, layer.in_depth);
-                    const Reader<SD, NORM> there(beyond, tile.lane, layer.stride_d, layer.slope);
-                    x[j] = there.strided(line + (w < 0 ? layer.in_w - 1 : 0) * layer.in_lanes);
-                } else {
-                    x[j] = zero();
-                }
-            }
+            for (int j = 0; j < COLUMNS; ++j) x[j] = at_border(line, first_column + j);
         }
-        transform_input<TILE>(x, t + k, stride);
+        transform_input<TILE>(x, t, stride);
+    }
+
+    V at_border(int64_t line, int w) const {
+        if (w >= 0 && w < layer.in_w) return read.strided(line + w * layer.in_lanes);
+        if (layer.segments == 1 || w > layer.in_w) return zero();
+        const Channel beyond = neighbour(channel, w < 0 ? -1 : 1, layer.in_depth);
+        const Reader<SD, NORM> there(beyond, lane, layer.stride_d, layer.slope);
+        return there.strided(line + (w < 0 ? layer.in_w - 1 : 0) * layer.in_lanes);
+    }
+};
+
+// The transformed input of one channel, `rows` input rows of it: t[point * stride + row].
+template <int TILE, int SH, int SD, bool NORM>
+void read_channel(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const RowReader<TILE, SH, SD, NORM> reader(layer, channel, tile);
+    for (int k = 0; k < input_rows<SH>(tile.rows); ++k) reader.row(k, t + k, stride);
+}
+
+template <int TILE, int SH, int SD>
+inline void read_any(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    if (layer.channels[channel].scale)
+        read_channel<TILE, SH, SD, true>(layer, channel, tile, t, stride);
+    else
+        read_channel<TILE, SH, SD, false>(layer, channel, tile, t, stride);
+}
+
+#if DOTS
+// The same of two channels, or of one and zeros: t[point * stride + row], pairs.
+template <int TILE, int SH, int SD>
+void read_channel_pair(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const int rows = input_rows<SH>(tile.rows), count = points<TILE>() * rows;
+    V one[points<TILE>() * input_rows<SH>(8)], other[points<TILE>() * input_rows<SH>(8)];
+    read_any<TILE, SH, SD>(layer, channel, tile, one, rows);
+    if (channel + 1 < layer.in_channels)
+        read_any<TILE, SH, SD>(layer, channel + 1, tile, other, rows);
+    else
+        for (int n = 0; n < count; ++n) other[n] = zero();
+    for (int j = 0; j < points<TILE>(); ++j)
+        for (int k = 0; k < rows; ++k) t[j * stride + k] = pair(one[j * rows + k], other[j * rows + k]);
+}
+
+// The same of one channel, rows in pairs, the last one with zeros where their number is odd: t[point * stride + row / 2].
+template <int TILE, int SD, bool NORM>
+void read_row_pairs(const Layer& layer, int channel, const Tile& tile, V* t, int64_t stride) {
+    const RowReader<TILE, 1, SD, NORM> reader(layer, channel, tile);
+    const int rows = input_rows<1>(tile.rows);
+    for (int k = 0; k < rows; k += 2) {
+        V one[points<TILE>()], other[points<TILE>()] = {};
+        reader.row(k, one, 1);
+        if (k + 1 < rows) reader.row(k + 1, other, 1);
+        for (int j = 0; j < points<TILE>(); ++j) t[j * stride + k / 2] = pair(one[j], other[j]);
+    }
+}
+#endif
+
+// The transformed input of all channels: t[point][channel][row], or t[point][pair of channels][row], or
+// t[point][channel][pair of rows], `size` vectors for each of `together` vectors of lanes.
+template <int TILE, int SH, int SD>
+void read_input(const Layer& layer, const Tile& tile, int together, V* t, int64_t size) {
+    const int units = scratch_units(layer), length = scratch_rows(layer, input_rows<SH>(tile.rows));
+    const int64_t stride = static_cast<int64_t>(units) * length;
+    Tile part = tile;
+    for (int i = 0; i < units; ++i) {
+        for (int p = 0; p < together; ++p) {
+            part.lane = tile.lane + p * LANES;
+            V* to = t + p * size + static_cast<int64_t>(i) * length;
+#if DOTS
+            if (layer.pairs == 1)
+                read_channel_pair<TILE, SH, SD>(layer, 2 * i, part, to, stride);
+            else if (layer.channels[i].scale)
+                read_row_pairs<TILE, SD, true>(layer, i, part, to, stride);
+            else
+                read_row_pairs<TILE, SD, false>(layer, i, part, to, stride);
+#else
+            read_any<TILE, SH, SD>(layer, i, part, to, stride);
+#endif
+        }
     }
 }
 
@@ -425,7 +677,8 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
     tile.rows = layer.out_h - tile.row < layer.rows ? layer.out_h - tile.row : layer.rows;
 
     V* transformed = reinterpret_cast<V*>(scratch);  // of PAIR neighbouring vectors of lanes
-    const int64_t size = static_cast<int64_t>(J) * layer.in_channels * input_rows<SH>(tile.rows);
+    const int64_t size =
+        static_cast<int64_t>(J) * scratch_units(layer) * scratch_rows(layer, input_rows<SH>(tile.rows));
     V* products = transformed + PAIR * size;
     const int64_t products_stride = static_cast<int64_t>(count) * tile.rows;
     // Pivot, sum and sum of squares of what is above the pivot, for each output and lane.
@@ -434,20 +687,10 @@ void convolve_item(const Layer& layer, int item, float* scratch) {
         tile.column = c * TILE;
         const int width = layer.out_w - tile.column < TILE ? layer.out_w - tile.column : TILE;
         for (int b = lanes.first; b < lanes.end; ++b) {
-            if ((b - lanes.first) % PAIR == 0) {
-                const int together = lanes.end - b < PAIR ? lanes.end - b : PAIR;
-                for (int i = 0; i < layer.in_channels; ++i) {
-                    for (int p = 0; p < together; ++p) {
-                        tile.lane = (b + p) * LANES;
-                        if (layer.channels[i].scale)
-                            read_channel<TILE, SH, SD, true>(layer, i, tile, p == PAIR - 1, transformed + p * size);
-                        else
-                            read_channel<TILE, SH, SD, false>(layer, i, tile, p == PAIR - 1, transformed + p * size);
-                    }
-                }
-            }
             tile.lane = b * LANES;
-            sum_rows<SH>(tile.rows, layer, J, outputs, transformed + (b - lanes.first) % PAIR * size, products);
+            if ((b - lanes.first) % PAIR == 0)
+                read_input<TILE, SH, SD>(layer, tile, lanes.end - b < PAIR ? lanes.end - b : PAIR, transformed, size);
+            sum_rows<TILE, SH>(tile.rows, layer, outputs, transformed + (b - lanes.first) % PAIR * size, products);
             for (int o = 0; o < count; ++o) {
                 float* sums = layer.sums + ((block + b) * layer.out_channels + outputs.first + o) * 3 * LANES;
                 int64_t out = static_cast<int64_t>(outputs.first + o) * layer.out_plane +
@@ -541,12 +784,13 @@ void normalize(const Layer& layer, int channel) {
 }
 
 // Pointwise: T taps of P positions at a time. A transposed convolution with kernel = stride has one tap for each of its
-// output voxels; taps that differ in depth alone are neighbours, so that a pair can be interleaved.
+// output voxels; taps that differ in depth alone are neighbours, so that a pair can be interleaved. With DOTS the active
+// connections of an output are paired, any two channels: `inputs` has two for each.
 template <int T, int P>
 void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int column, int count, int lane) {
     const int taps = layer.stride_d * layer.stride_h * layer.stride_w;
     const int64_t connections = layer.starts[layer.out_channels];
-    const bool past = sizeof(Stored) == sizeof(float) && layer.out_lanes % (2 * LANES) == 0 &&
+    const bool past = layer.out_lanes % (2 * LANES) == 0 &&
                       static_cast<int64_t>(layer.out_plane) * layer.out_channels * sizeof(Stored) > LARGE;
     for (int o = outputs.first; o < outputs.end; ++o) {
         for (int tap = 0; tap < taps; tap += T) {
@@ -555,35 +799,41 @@ void pointwise_taps(const Layer& layer, Range outputs, const V* x, int h, int co
                 for (int p = 0; p < P; ++p) acc[t][p] = zero();
             const float* weights = layer.weights + tap * connections;
             for (int n = layer.starts[o], end = layer.starts[o + 1]; n < end; ++n) {
-                const V* v = x + static_cast<int64_t>(layer.inputs[n]) * P;
                 const float* k = weights + static_cast<int64_t>(n) * T;
+#if DOTS
+                const V* v = x + static_cast<int64_t>(layer.inputs[2 * n]) * P;
+                const V* w = x + static_cast<int64_t>(layer.inputs[2 * n + 1]) * P;
+#else
+                const V* v = x + static_cast<int64_t>(layer.inputs[n]) * P;
+#endif
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p) {
+#if DOTS
+                    const V value = either(v[p], w[p]);
+#else
                     const V value = v[p];
-#pragma GCC unroll 2
-                    for (int t = 0; t < T; ++t) acc[t][p] += k[t] * value;
+#endif
+#pragma GCC unroll 4
+                    for (int t = 0; t < T; ++t) acc[t][p] = multiply(acc[t][p], value, k[t]);
                 }
             }
             for (int p = 0; p < P && p < count; ++p) {
-                for (int t = 0; t < T; ++t) {
+                for (int t = 0; t < T; t += T > 1 && layer.stride_d == 2 ? 2 : 1) {
                     const int kd = (tap + t) % layer.stride_d, plane = (tap + t) / layer.stride_d;
                     const int row = h * layer.stride_h + plane / layer.stride_w;
                     const int w = (column + p) * layer.stride_w + plane % layer.stride_w;
                     const int64_t out = static_cast<int64_t>(o) * layer.out_plane + static_cast<int64_t>(row) * layer.out_row + w * layer.out_lanes;
                     if (layer.stride_d == 1) {
                         put(layer, out + lane, acc[t][p]);
-                    } else if (T == 2 && layer.stride_d == 2) {
+                    } else if (T > 1 && layer.stride_d == 2) {
                         V low, high;
-                        interleave(acc[0][p], acc[T - 1][p], low, high);
+                        interleave(acc[t][p], acc[t + 1 < T ? t + 1 : t][p], low, high);
                         if (past) {
-                            float* to = static_cast<float*>(layer.out) + out + 2 * lane;
-                            store_past(to, low);
-                            store_past(to + LANES, high);
-                            break;
+                            store_past(static_cast<Stored*>(layer.out) + out + 2 * lane, low, high);
+                            continue;
                         }
                         put(layer, out + 2 * lane, low);
                         if (2 * lane + LANES < layer.out_lanes) put(layer, out + 2 * lane + LANES, high);
-                        break;
                     } else {
                         for (int l = 0; l < LANES; ++l) {
                             const int to = (lane + l) * layer.stride_d + kd;
@@ -603,7 +853,8 @@ void read_positions(const Layer& layer, int channel, int h, int column, int coun
     const Stored* ahead = fetched_channel(layer, channel) + lane + line;
     for (int p = 0; p < count; ++p) {
         __builtin_prefetch(ahead + static_cast<int64_t>(p) * layer.in_lanes);
-        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = read.strided(line + p * layer.in_lanes);
+        const V v = read.strided(line + p * layer.in_lanes);
+        x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = DOTS ? pair(v, v) : v;
     }
     for (int p = count; p % P; ++p) x[(static_cast<int64_t>(p / P) * layer.in_channels + channel) * P + p % P] = zero();
 }
@@ -641,7 +892,9 @@ void pointwise_item(const Layer& layer, int item, float* scratch) {
 }
 
 void pointwise(const Layer& layer, int item, float* scratch) {
-    if (layer.group == 2)
+    if (layer.group == 4)
+        pointwise_item<4, 4>(layer, item, scratch);
+    else if (layer.group == 2)
         pointwise_item<2, 4>(layer, item, scratch);
     else
         pointwise_item<1, 8>(layer, item, scratch);
@@ -724,14 +977,22 @@ extern "C" {
 int32_t packed_lanes() { return LANES; }
 int32_t packed_layer_size() { return sizeof(Layer); }
 int32_t packed_stored_size() { return sizeof(Stored); }
+int32_t packed_dots() { return DOTS; }
+int32_t packed_float16() {
+#ifdef FLOAT16
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 // Bytes of scratch that a thread needs for this layer.
 int64_t packed_scratch(const Layer* layer) {
     int64_t vectors = 0;
     if (layer->kind == 0) {
-        const int j = layer->tile == 4 ? 6 : layer->tile == 2 ? 4 : 3;
+        const int j = points_of(layer->tile);
         const int rows = layer->stride_h == 1 ? layer->rows + 2 : 3 * layer->rows;
-        vectors = static_cast<int64_t>(j) * (PAIR * static_cast<int64_t>(layer->in_channels) * rows +
+        vectors = static_cast<int64_t>(j) * (PAIR * static_cast<int64_t>(scratch_units(*layer)) * scratch_rows(*layer, rows) +
                                              static_cast<int64_t>(layer->out_channels) * layer->rows);
     } else if (layer->kind == 1) {
         vectors = static_cast<int64_t>(PAIR) * layer->in_channels * CHUNK;

@@ -23,8 +23,8 @@ FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=fas
 FLAGS += ["-falign-loops=32", "-fno-schedule-insns2"]  # measured with GCC 12: 2 to 5 % of the time
 # torch's name of what the processor can do -> floats in a vector, and the compiler's flags for it
 INSTRUCTION_SETS = {
-    "AVX512": (16, ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"]),
-    "AVX2": (8, ["-mavx2", "-mfma"]),
+    "AVX512": (16, ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"]),
+    "AVX2": (8, ["-mavx2", "-mfma", "-mf16c"]),
     "portable": (4, []),
 }
 PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
@@ -61,7 +61,7 @@ class Layer(ctypes.Structure):
                     "stride_h",
                     "stride_w",
                 ),
-                *("copies", "depth", "segments", "in_depth", "rows", "tile"),
+                *("copies", "depth", "segments", "in_depth", "rows", "tile", "pairs"),
                 *("row_blocks", "column_blocks", "lane_blocks", "output_blocks", "group", "logits"),
             )
         ),
@@ -82,7 +82,7 @@ _loading = threading.Lock()
 
 
 def engine(stored_bytes: int = 4) -> ctypes.CDLL:
-    """The engine for this processor, compiled where it is not in the cache; volumes in float32 or, 2 bytes, bfloat16.
+    """The engine for this processor, compiled where it is not in the cache; volumes of 4 bytes or, less exact, 2.
 
     It is tried once in a process: what failed fails again at once.
 
@@ -113,7 +113,9 @@ if hasattr(os, "register_at_fork"):
 
 def _made_engine(stored_bytes: int) -> ctypes.CDLL:
     lanes, flags = instruction_set()
-    command = [*compiler(), *FLAGS, *flags, f"-DLANES={lanes}", *(["-DBFLOAT16"] if stored_bytes == 2 else [])]
+    command = [*compiler(), *FLAGS, *flags, f"-DLANES={lanes}"]
+    if stored_bytes == 2:
+        command += ["-DHALF", *(["-mavx512bf16"] if has_bfloat16_products() else [])]
     path = cached_library(command)
     if path is not None:
         try:
@@ -153,6 +155,19 @@ def found_here() -> tuple[bool, str]:
         return True, f"E2ENet: the CPU engine was compiled by {' '.join(compiler())} and loads"
     except PackedUnavailable as error:
         return False, f"E2ENet: predicts on CPUs with torch's dense convolutions, which takes longer: {error}"
+
+
+def stored_type(stored_bytes: int) -> torch.dtype:
+    """Of the volumes; of 2 bytes it is float16 where the processor converts it to float32, else bfloat16."""
+    if stored_bytes == 4:
+        return torch.float32
+    return torch.float16 if engine(stored_bytes).packed_float16() else torch.bfloat16
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the processor multiplies pairs of bfloat16 in vectors of 16 floats (AVX512_BF16)."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return instruction_set()[0] == 16 and asked is not None and bool(asked())
 
 
 def instruction_set() -> tuple[int, list[str]]:

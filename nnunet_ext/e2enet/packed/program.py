@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE  # of every LeakyReLU, which the layers that read a volume apply
 from nnunet_ext.e2enet.masked import Connections, KernelSlots
-from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set
+from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set, stored_type
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
+CHANNEL_PAIRS, ROW_PAIRS = 1, 2  # what is multiplied together in bfloat16
 ROWS = {1: 8, 2: 8}  # output rows of a block by vertical stride, 2 for larger strides; as in engine.cpp
 CHUNK = 16
-CACHE_LINE = 16  # floats
+CACHE_LINE = 32
 ITEMS_PER_THREAD = 4
+DENSE = 0.75  # share of active connections from which all are multiplied: 3 products for any, 4 for an active one
 # Weights of a kernel of three taps at the points of a tile (Lavin and Gray, arXiv 1509.09308): rows of G.
 TRANSFORMS: dict[int, list[list[float]]] = {
     1: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -64,25 +66,58 @@ class Weights:
     def __init__(self) -> None:
         self._made: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def of_convolution(self, conv: nn.Module, axis: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(starts, inputs, weights `[points, active, 3]`) of a convolution whose kernel is 1 along `axis`."""
-        if (conv, tile) not in self._made:
+    def of_convolution(self, conv: Any, axis: int, tile: int, pairs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights) of a convolution whose kernel is 1 along `axis`.
+
+        Weights are float32 `[points, active, 3]`, or bfloat16 in pairs: `[points, outputs * pairs, 3, 2]` of channels,
+        where starts count pairs, `[points, active, 4, 2]` of rows.
+        """
+        key = conv, tile, pairs
+        if key not in self._made:
             rows = connections(conv)
             kernels = rows.kernels.double().squeeze(axis + 1)  # [active, 3, 3]
-            points = torch.tensor(TRANSFORMS[tile], dtype=torch.float64)
-            weights = torch.einsum("nhw,jw->jnh", kernels, points)
-            self._made[conv, tile] = _ready(rows, weights)
-        return self._made[conv, tile]
+            weights = torch.einsum("nhw,jw->jnh", kernels, torch.tensor(TRANSFORMS[tile], dtype=torch.float64))
+            if pairs == CHANNEL_PAIRS:
+                outputs = len(rows.starts) - 1
+                counts = rows.starts.diff()
+                whole = weights.new_zeros(len(weights), outputs, _up(conv.in_channels, 2), 3)
+                whole[:, torch.arange(outputs).repeat_interleave(counts), rows.inputs] = weights
+                weights = whole.unflatten(2, (-1, 2)).transpose(3, 4).flatten(1, 2)
+                starts = torch.arange(outputs + 1) * (whole.shape[2] // 2)
+                rows = rows._replace(starts=starts, inputs=rows.inputs[:0])
+            elif pairs == ROW_PAIRS:
+                k0, k1, k2 = weights.unbind(2)
+                zero = torch.zeros_like(k0)
+                weights = torch.stack([k0, k1, k2, zero, zero, k0, k1, k2], 2)
+            if pairs:
+                weights = _bfloat16_pairs(weights)
+            self._made[key] = _ready(rows, weights)
+        return self._made[key]
 
-    def of_taps(self, conv: nn.Module, axis: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest."""
-        if conv not in self._made:
+    def of_taps(self, conv: nn.Module, axis: int, group: int, pairs: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(starts, inputs, weights `[taps / group, active, group]`), the tap along `axis` running fastest.
+
+        `pairs`: of an output's connections (starts then count pairs, inputs are `[pairs, 2]`), with weights of bfloat16
+        `[taps / group, pairs, group, 2]`; where their number is odd, the last one's partner is channel 0 with weight 0.
+        """
+        key = conv, pairs
+        if key not in self._made:
             rows = connections(conv)
             kernels = rows.kernels.movedim(axis + 1, -1)
             taps = kernels[0].numel() if len(kernels) else math.prod(kernels.shape[1:])
             weights = kernels.reshape(len(kernels), taps // group, group).transpose(0, 1)
-            self._made[conv] = _ready(rows, weights)
-        return self._made[conv]
+            if pairs:
+                counts = rows.starts.diff()
+                starts = torch.cat([rows.starts[:1], ((counts + 1) // 2).cumsum(0)])
+                place = torch.arange(len(kernels)) + (2 * starts - rows.starts)[:-1].repeat_interleave(counts)
+                inputs = torch.zeros(2 * int(starts[-1]), dtype=torch.int64)
+                inputs[place] = rows.inputs
+                whole = weights.new_zeros(len(weights), len(inputs), group)
+                whole[:, place] = weights
+                weights = _bfloat16_pairs(whole.unflatten(1, (-1, 2)).transpose(2, 3))
+                rows = rows._replace(starts=starts, inputs=inputs)
+            self._made[key] = _ready(rows, weights)
+        return self._made[key]
 
 
 def connections(conv: Any) -> Connections:
@@ -99,6 +134,11 @@ def connections(conv: Any) -> Connections:
 
 def _ready(rows: Connections, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows.starts.int().contiguous(), rows.inputs.int().contiguous(), weights.float().contiguous()
+
+
+def _bfloat16_pairs(weights: Tensor) -> Tensor:
+    """Weights `[..., 2]`, rounded to bfloat16, as the engine's floats of 32 bits, flat."""
+    return weights.to(torch.bfloat16).flatten().view(torch.float32)
 
 
 class Arena:
@@ -162,6 +202,7 @@ class Program:
         self.weights, self.batch, self.threads, self.item = weights, batch, threads, item
         block = network.backbone[0][0]
         self.axis = block.shift_axis
+        self.dots, self.stored = bool(engine(item).packed_dots()), stored_type(item)
         self.vector = instruction_set()[0]
         self.strides = [self._ordered(stride) for stride in network.strides]
         shift = max((abs(s) for b in network.modules() for _, s in getattr(b, "shifts", [])), default=0)
@@ -184,7 +225,14 @@ class Program:
     def __call__(self, x: Tensor) -> Tensor:
         """`x [B, C, *size]` -> logits `[B, K, *size]`, a new tensor."""
         across = 3 if self.axis == 2 else 4  # x's axis that is cut into segments
-        self._view(self.input).copy_(x.unflatten(across, (self.segments, -1)))
+        image = x.unflatten(across, (self.segments, -1))
+        if self.stored == torch.float16:
+            # The first InstanceNorm undoes a scale, up to its epsilon: no image overflows.
+            peak = float(x.abs().max())
+            scale = 2.0 ** min(0, 10 - math.frexp(peak)[1]) if math.isfinite(peak) else 1.0
+            image = image if scale == 1 else image * scale
+            self._structures[0].epsilon = self._epsilon * scale**2
+        self._view(self.input).copy_(image)
         engine(self.item).packed_run(
             self._structures, len(self._structures), self.threads, self._scratch_pointer, self._scratch_bytes
         )
@@ -201,7 +249,7 @@ class Program:
         strides = (v.plane, v.row, v.depth, v.lanes, self.segments * v.depth, 1)
         spatial = [1, 2, 3]
         spatial.insert(3 if self.axis == 2 else self.axis, 5)
-        memory = self._memory if v.item == 4 else self._memory.view(torch.bfloat16)
+        memory = self._memory if v.item == 4 else self._memory.view(self.stored)
         return memory.as_strided(sizes, strides, v.start * 4 // v.item).permute(4, 0, *spatial)
 
     # the network as layers
@@ -242,9 +290,11 @@ class Program:
         conv = block.conv
         out = self._volume(conv.out_channels, height, width, depth)
         out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
-        tile = 1
-        if stride[1] == stride[2] == 1:
-            tile = min((4, 2, 1), key=lambda t: math.ceil(width / t) * len(TRANSFORMS[t]))
+        dense = not isinstance(conv, KernelSlots) or conv.count_active() > DENSE * conv.kernels
+        flat = stride[1] == stride[2] == 1
+        pairs = 0 if not self.dots else ROW_PAIRS if flat and not dense else CHANNEL_PAIRS
+        points = {1: 3, 2: 4, 4: 8 if self.dots else 6}
+        tile = min((4, 2, 1) if flat else (1,), key=lambda t: math.ceil(width / t) * points[t])
         row_blocks = math.ceil(height / ROWS.get(stride[1], 2))
         blocks: Any = self._cut(row_blocks, out.lanes, out.channels, tiles=math.ceil(width / tile))
         self._sums = max(self._sums, row_blocks * blocks["column_blocks"] * out.lanes * out.channels * 3)
@@ -252,6 +302,7 @@ class Program:
             "kind": CONVOLUTION,
             "rows": math.ceil(height / row_blocks),
             "tile": tile,
+            "pairs": pairs,
             "row_blocks": row_blocks,
             **blocks,
             "epsilon": block.norm.eps,
@@ -259,7 +310,7 @@ class Program:
             "gamma": block.norm.weight,
             "beta": block.norm.bias,
         }
-        packed = self.weights.of_convolution(conv, self.axis, tile)
+        packed = self.weights.of_convolution(conv, self.axis, min(tile, 2) if self.dots else tile, pairs)
         self._add(fields, sources, out, stride, packed, block.shifts)
         return out
 
@@ -268,6 +319,8 @@ class Program:
         out = self._volume(conv.out_channels, height, width, depth, 4 if logits else self.item)
         # Pairs of taps share what they read; with a depth stride of 2 they are neighbours in depth.
         group = 2 if stride[0] == 2 or (stride[0] == 1 and stride[1] * stride[2] % 2 == 0) else 1
+        if self.dots and group == 2 and math.prod(stride) % 4 == 0:
+            group = 4
         blocks = self._cut(source.height, source.lanes, out.channels, column_blocks=math.ceil(source.width / CHUNK))
         fields = {
             "kind": POINTWISE,
@@ -277,7 +330,7 @@ class Program:
             "slope": NEGATIVE_SLOPE,
             "logits": int(logits),
         }
-        self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group), [])
+        self._add(fields, [source], out, stride, self.weights.of_taps(conv, self.axis, group, self.dots), [])
         return out
 
     def _pool(self, source: Volume, stride: Sequence[int]) -> Volume:
@@ -382,6 +435,7 @@ class Program:
             layer.channels = ctypes.addressof(channels)
             structures.append(layer)
         self._structures = (Layer * len(structures))(*structures)
+        self._epsilon = structures[0].epsilon
         scratch = max(engine(self.item).packed_scratch(ctypes.byref(layer)) for layer in self._structures)
         self._scratch_bytes = _up(scratch, 4096)
         self._scratch = torch.empty(self.threads * self._scratch_bytes + 64, dtype=torch.uint8)
