@@ -30,6 +30,7 @@ COMMANDS = {
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
     "predict": Command("nnunet_ext.cli.predict", "predict with any nnU-Net model, as nnUNetv2_predict does, sooner"),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
+    "compare": Command("nnunet_ext.cli.compare", "compare trained models case by case, on one HTML page"),
     "transfer": Command("nnunet_ext.cli.transfer", "fit a checkpoint to other plans, for -pretrained_weights"),
     "convert": Command("nnunet_ext.cli.convert", "turn a challenge's download into an nnU-Net raw data set"),
     "export": Command("nnunet_ext.cli.export", "check predictions and pack them as a challenge submission"),
