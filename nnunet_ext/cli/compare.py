@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON of nnunet_ext score plain on test cases, of a model or an ensemble; repeatable",
     )
     parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="a sentence for the head of the page; repeatable"
+    )
+    parser.add_argument(
         "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
     )
 
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         tested=args.test,
         processes=args.np,
     )
+    outcome.paired.notes.extend(args.note)
     paths = write_comparison(outcome, args.output, _command(args))
     print(headline(outcome))
     for note in outcome.paired.notes:
@@ -85,6 +89,6 @@ def _command(args: argparse.Namespace) -> list[str]:
     words = ["nnunet_ext", "compare", *args.models, "-o", str(args.output), "--overwrite", "--measures", *args.measures]
     for flag, value in (("--baseline", args.baseline), ("--tolerance", args.tolerance), ("--seed", args.seed)):
         words += [] if value is None else [flag, str(value)]
-    for flag, values in (("--timing", args.timing), ("--test", args.test)):
+    for flag, values in (("--timing", args.timing), ("--test", args.test), ("--note", args.note)):
         words += [word for value in values for word in (flag, value)]
     return words

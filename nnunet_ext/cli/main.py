@@ -28,6 +28,7 @@ COMMANDS = {
     "presets": Command("nnunet_ext.cli.presets", "list a method's named settings"),
     "plan": Command("nnunet_ext.cli.plan", "write a plans file with a method's network and options"),
     "info": Command("nnunet_ext.cli.info", "parameters, cost and size of a plans file's or model's networks"),
+    "run": Command("nnunet_ext.cli.run", "run a study: methods x folds, from planning to the comparison"),
     "predict": Command("nnunet_ext.cli.predict", "predict with any nnU-Net model, as nnUNetv2_predict does, sooner"),
     "report": Command("nnunet_ext.cli.report", "write one HTML page about a trained model folder"),
     "compare": Command("nnunet_ext.cli.compare", "compare trained models case by case, on one HTML page"),
