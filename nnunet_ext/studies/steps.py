@@ -92,7 +92,10 @@ def fingerprint(layout: Layout, gpus: int, processes: str) -> None:
 
 def plan(layout: Layout, gpus: int, plans: str) -> None:
     """Plans by their planner."""
-    run(["nnUNetv2_plan_experiment", "-d", layout.number, "-pl", layout.plans_to_make()[plans]])
+    words = ["nnUNetv2_plan_experiment", "-d", layout.number, "-pl", layout.plans_to_make()[plans]]
+    # 0 is for trainings without worker processes; nnU-Net's planning takes it for a number of threads, and fails
+    workers = os.environ.get("nnUNet_n_proc_DA")
+    run(words, **({"nnUNet_n_proc_DA": "1"} if workers == "0" else {}))
 
 
 def derive(layout: Layout, gpus: int, name: str) -> None:
