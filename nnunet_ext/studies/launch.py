@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -45,7 +44,8 @@ def _is_profile(name: str) -> bool:
 
 
 def _is_executor(name: str) -> bool:
-    return f"{_PLUGIN}{name.replace('-', '_')}" in packages_distributions()
+    module = f"{_PLUGIN}{name.replace('-', '_')}"
+    return module.isidentifier() and find_spec(module) is not None
 
 
 def snakemake_words(
