@@ -1,6 +1,7 @@
 """`nnunet_ext run`: a study from planning to its comparison, by Snakemake, here or on a cluster."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--dry-run", action="store_true", help="only show the jobs that are left")
     what.add_argument("--status", action="store_true", help="only show how far each training is")
     parser.add_argument(
-        "snakemake", nargs="*", metavar="ARGUMENT", help="after --: further arguments for Snakemake's command line"
+        "--snakemake",
+        default="",
+        metavar="ARGUMENTS",
+        help="further arguments of Snakemake's command line, in one: --snakemake='--jobs 20 --retries 1'",
     )
 
 
@@ -57,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
     layout = Layout(study, work, work_device(study.device, args.profile, chosen_device))
     check_study(layout)
     words = snakemake_words(
-        layout, gpus=_gpus(layout.device), profile=args.profile, dry_run=args.dry_run, further=args.snakemake
+        layout,
+        gpus=_gpus(layout.device),
+        profile=args.profile,
+        dry_run=args.dry_run,
+        further=shlex.split(args.snakemake),
     )
     code = launch(layout, words, elsewhere=args.profile is not None)
     if args.dry_run:

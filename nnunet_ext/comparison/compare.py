@@ -74,9 +74,10 @@ def _read_scores(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
         if not all(
-            isinstance(content[key], kind) for key, kind in (("mean", dict), ("average", dict), ("cases", list))
+            isinstance(content[key], kind)
+            for key, kind in (("mean", dict), ("defined", dict), ("average", dict), ("cases", list))
         ):
-            raise ValueError("it must hold mean, average and cases")
+            raise ValueError("it must hold mean, defined, average and cases")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{path} is no JSON file of 'nnunet_ext score' ({type(error).__name__}: {error})."

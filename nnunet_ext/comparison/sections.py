@@ -65,10 +65,14 @@ def _difference_cells(row: Difference) -> list[str]:
     n = len(pair.cases)
     return [
         _signed(pair.difference),
-        f"{_signed(pair.low)} to {_signed(pair.high)}",
+        _span(pair.low, pair.high, _signed),
         _p(row.p_holm),
         f"{pair.better} / {pair.equal} / {n - pair.better - pair.equal}",
     ]
+
+
+def _span(low: float, high: float, text: Callable[[float], str]) -> str:
+    return MISSING if math.isnan(low) else f"{text(low)} to {text(high)}"
 
 
 def _signed(value: float) -> str:
@@ -96,7 +100,7 @@ def measure_section(outcome: Outcome, measure: str) -> Section:
             if row is not None:
                 difference, interval, holm, _ = _difference_cells(row)
                 cells = [difference, interval, _p(row.paired.p), holm]
-            quartiles = f"{number(spread.first_quartile)} to {number(spread.third_quartile)}"
+            quartiles = _span(spread.first_quartile, spread.third_quartile, number)
             shown = [str(spread.cases), number(spread.mean), number(spread.median), quartiles]
             rows.append([structure, model.name, *shown, *cells])
     note = (
@@ -110,6 +114,8 @@ def measure_section(outcome: Outcome, measure: str) -> Section:
     baseline = outcome.paired.baseline.name
     for model in outcome.paired.rivals:
         compared = [d.paired for d in outcome.differences if d.model == model.name and d.paired.measure == measure]
+        if not any(row.cases for row in compared):
+            continue
         drawn = comparison_figure(compared, model.name, baseline)
         caption = f"{model.name} against {baseline}, case by case"
         pictures.append(Picture.of(drawn, caption, f"{kind.text} differences of each case. {caption}."))
@@ -151,11 +157,15 @@ def tested_section(outcome: Outcome) -> Section | None:
         head = ["Model", "Cases", "Mean over classes", *dict.fromkeys(names)]
         rows = []
         for model, result in outcome.tested.items():
-            known = {name: _float(values.get(measure)) for name, values in result["mean"].items()}
-            mean = _float(result["average"].get(measure))
-            cells = [number(known.get(name)) for name in head[3:]]
-            rows.append([model, str(len(result["cases"])), number(mean), *cells])
-        tables.append(Table(MEASURES[measure].text, head, rows))
+            cases = len(result["cases"])
+            cells = []
+            for name in head[3:]:
+                known = result["defined"].get(name, {}).get(measure, 0)
+                of = "" if known == cases else f" ({known} of {cases})"
+                cells.append(f"{number(_float(result['mean'].get(name, {}).get(measure)))}{of}")
+            rows.append([model, str(cases), number(_float(result["average"].get(measure))), *cells])
+        note = "In brackets: cases in which the number is defined, where it is not in all."
+        tables.append(Table(MEASURES[measure].text, head, rows, note if "(" in str(rows) else ""))
     return Section("Test cases", ["Predicted with all folds together, scored with nnunet_ext score plain."], (), tables)
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from report.folders import COMPLEXITY, DATASET, E2ENET, LABELS, SHAPE, STRIDES, 
 from scipy import stats
 
 from nnunet_ext.cli import main as cli
+from nnunet_ext.comparison import sections
 from nnunet_ext.comparison.compare import compare_models
 from nnunet_ext.comparison.models import read_models
 from nnunet_ext.comparison.scoring import compared_results
-from nnunet_ext.comparison.sections import folds_section
 from nnunet_ext.comparison.statistics import MEAN, distribution, holm
 from nnunet_ext.errors import ConfigurationError
 
@@ -291,6 +292,21 @@ def test_names_are_escaped(compared):
     assert "<b>" not in page.html and DINTS in page.table("Summary")
 
 
+def test_test_cases_say_in_how_many_a_number_is_defined(pair):
+    rows = [{"case": str(k)} for k in range(3)]
+    mean = {"outer": {"dice": 0.5, "hd95": 2.25}, "inner": {"dice": 0.25, "hd95": None}}
+    defined = {"outer": {"dice": 3, "hd95": 2}, "inner": {"dice": 3, "hd95": 0}}
+    path = pair[0].root / "scores.json"
+    write_json(path, {"mean": mean, "defined": defined, "average": {"dice": 0.375, "hd95": 2.25}, "cases": rows})
+    outcome = compare_models([str(model.path) for model in pair], tested=[f"best={path}"])
+    section = sections.tested_section(replace(outcome, measures=["dice", "hd95"]))
+    assert [list(table.rows[0]) for table in section.tables] == [
+        ["best", "3", "0.3750", "0.5000", "0.2500"],
+        ["best", "3", "2.2500", "2.2500 (2 of 3)", "\N{EN DASH} (0 of 3)"],
+    ]
+    assert sections.tested_section(replace(outcome, tested={})) is None
+
+
 # folds
 
 
@@ -304,7 +320,7 @@ def test_one_fold_is_enough_and_missing_ones_are_named(tmp_path):
         f"{UNET}: fold 0 is left out, because another model has no scores of it.",
         f"{DINTS_ITSELF}: folds 0, 2, 3, 4 are missing or not validated. Nothing on this page is of their cases.",
     ]
-    rows = [row[1:4] for row in folds_section(outcome).tables[0].rows if row[0] == DINTS_ITSELF]
+    rows = [row[1:4] for row in sections.folds_section(outcome).tables[0].rows if row[0] == DINTS_ITSELF]
     assert rows == [[n, "finished" if n == "1" else "missing", "yes" if n == "1" else "no"] for n in "01234"]
 
 
