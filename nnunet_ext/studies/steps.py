@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -93,9 +93,11 @@ def fingerprint(layout: Layout, gpus: int, processes: str) -> None:
 def plan(layout: Layout, gpus: int, plans: str) -> None:
     """Plans by their planner."""
     words = ["nnUNetv2_plan_experiment", "-d", layout.number, "-pl", layout.plans_to_make()[plans]]
-    # 0 is for trainings without worker processes; nnU-Net's planning takes it for a number of threads, and fails
-    workers = os.environ.get("nnUNet_n_proc_DA")
-    run(words, **({"nnUNet_n_proc_DA": "1"} if workers == "0" else {}))
+    if os.environ.get("nnUNet_n_proc_DA") == "0":
+        # for trainings without worker processes; nnU-Net's planning takes it for a number of threads, and fails
+        run(words, nnUNet_n_proc_DA="1")
+    else:
+        run(words)
 
 
 def derive(layout: Layout, gpus: int, name: str) -> None:
@@ -166,21 +168,25 @@ def train(layout: Layout, gpus: int, name: str, fold: str) -> None:
         print("Another process trains this fold; waiting for its end.", flush=True)
         lock = hold(path, wait=True)
     assert lock is not None
-    with ExitStack() as held:
-        held.enter_context(lock)
+    with lock:
         if layout.summary(entry, int(fold)).is_file():
             print("That process has finished it.", flush=True)
             return
-        keep, environment = [lock], {}
-        if layout.device == "cuda" and gpus > 1:
-            gpu, number = _free_gpu(gpus)
-            keep.append(held.enter_context(gpu))
-            environment["CUDA_VISIBLE_DEVICES"] = number
-        run(layout.train_words(entry, int(fold)), keep=keep, **environment)
+        run_on_gpu(layout, gpus, layout.train_words(entry, int(fold)), keep=[lock])
+
+
+def run_on_gpu(layout: Layout, gpus: int, words: Sequence[str], *, keep: Sequence[IO[str]] = ()) -> None:
+    """As `run`, on a GPU of its own where this machine's are shared out here; a cluster shares out its own (0 GPUs)."""
+    if layout.device != "cuda" or not gpus:
+        run(words, keep=keep)
+        return
+    lock, number = _free_gpu(gpus)
+    with lock:
+        run(words, keep=[*keep, lock], CUDA_VISIBLE_DEVICES=number)
 
 
 def _free_gpu(count: int) -> tuple[IO[str], str]:
-    """A GPU of this machine that no other training of a study holds, as CUDA_VISIBLE_DEVICES names it."""
+    """A GPU of this machine that no other job of a study holds, as CUDA_VISIBLE_DEVICES names it."""
     visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     names = visible or [str(number) for number in range(count)]
     user = os.getuid() if hasattr(os, "getuid") else 0
@@ -228,7 +234,7 @@ def _has_probabilities(layout: Layout, entry: Entry, fold: int) -> bool:
 def predict(layout: Layout, gpus: int, name: str, part: str) -> None:
     """One part of the test images by an entry's folds together."""
     layout.timing(layout.study.entry(name), int(part)).parent.mkdir(parents=True, exist_ok=True)
-    run(layout.predict_words(layout.study.entry(name), int(part)))
+    run_on_gpu(layout, gpus, layout.predict_words(layout.study.entry(name), int(part)))
 
 
 def choose(layout: Layout, gpus: int, processes: str) -> None:
