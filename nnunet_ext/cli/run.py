@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext run`."""
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to train; docs/studies.md explains it")
+    parser.add_argument(
+        "study", type=Path, metavar="STUDY", help="YAML file of what to train; docs/studies.md explains it"
+    )
     parser.add_argument(
         "-o",
         "--output",

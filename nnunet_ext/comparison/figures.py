@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -20,6 +23,11 @@ from nnunet_ext.report.figures.case_overlay import (
     window_of,
 )
 from nnunet_ext.report.figures.overlay import ERRORS, grey_window, label_colour
+
+# matplotlib 3.10 has a new word for it
+_HORIZONTAL: dict[str, Any] = (
+    {"orientation": "horizontal"} if "orientation" in signature(Axes.boxplot).parameters else {"vert": False}
+)
 
 
 def distribution_figure(values: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
@@ -38,7 +46,7 @@ def distribution_figure(values: Mapping[str, Mapping[str, Sequence[float]]], lab
         parts = ax.boxplot(
             [list(values[structure][model]) for structure in structures],
             positions=[step * s + k for s in range(len(structures))],
-            orientation="horizontal", widths=0.7, patch_artist=True, manage_ticks=False,
+            **_HORIZONTAL, widths=0.7, patch_artist=True, manage_ticks=False,
             medianprops={"color": "black"}, flierprops={"marker": ".", "markersize": 4, "markeredgecolor": "0.35"},
         )  # fmt: skip
         for box in parts["boxes"]:

@@ -148,7 +148,7 @@ def test_statistics_are_those_of_numpy_and_scipy(compared, measure):
         assert row["mean_difference"] == pytest.approx(np.mean(first - second), abs=1e-5)
         assert row["p"] == pytest.approx(stats.wilcoxon(first, second).pvalue, rel=1e-6)
         interval = stats.bootstrap(
-            (first - second,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(1)
+            (first - second,), np.mean, n_resamples=9999, method="percentile", random_state=np.random.default_rng(1)
         ).confidence_interval
         width = interval.high - interval.low
         assert row["interval"] == pytest.approx(list(interval), abs=0.05 * width + 1e-9)
