@@ -33,7 +33,7 @@ schedule: {epochs: 5}
 baseline: unet
 methods:
   - {name: unet, trainer: nnUNetTrainer}
-  - {name: sparse, preset: e2enet/s90}
+  - {name: sparse.9-a, preset: e2enet/s90}
 test: {images: imagesTs, labels: labelsTs, parts: 2}
 """
 
@@ -91,9 +91,9 @@ def test_a_training_goes_on_from_where_it_stands(files, flag, layout, unet):
 
 
 def test_derived_plans_are_written_by_our_command(layout):
-    words = layout.derive_words(layout.study.entry("sparse"))
+    words = layout.derive_words(layout.study.entry("sparse.9-a"))
     assert words == [
-        *("nnunet_ext", "plan", DATASET, "--from", "E2ENetPlans", "--name", "E2ENetPlans_sparse"),
+        *("nnunet_ext", "plan", DATASET, "--from", "E2ENetPlans", "--name", "E2ENetPlans_sparse.9-a"),
         *("--configuration", "3d_fullres", "--method", "e2enet", "--preset", "s90", "--set", "num_epochs=5"),
     ]
 
@@ -104,22 +104,25 @@ def test_the_page_says_what_the_study_lacks(layout, unet):
     make(layout.summary(unet, 0))
     words = layout.page_words()
     assert words[:2] == ["nnunet_ext", "report"] and str(layout.model(unet)) in words
-    make(layout.summary(layout.study.entry("sparse"), 1))
+    make(layout.summary(layout.study.entry("sparse.9-a"), 1))
     words = layout.page_words()
     assert words[1] == "compare" and words[words.index("--baseline") + 1] == "unet"
     notes = [after for word, after in zip(words, words[1:], strict=False) if word == "--note"]
-    assert notes == ["The study is not complete: unet lacks fold 1.", "The study is not complete: sparse lacks fold 0."]
+    assert notes == [
+        "The study is not complete: unet lacks fold 1.",
+        "The study is not complete: sparse.9-a lacks fold 0.",
+    ]
 
 
 def test_the_page_takes_what_was_timed_and_scored(layout, unet):
-    sparse = layout.study.entry("sparse")
+    sparse = layout.study.entry("sparse.9-a")
     for path in (layout.summary(unet, 0), layout.summary(sparse, 0), layout.timing(sparse, 1), layout.scores("best")):
         make(path)
     best = {"result_on_crossval_pre_pp": 0.5, "result_on_crossval_post_pp": 0.625}
-    make(layout.best, {"entries": ["unet", "sparse"], "remark": "", "best_model_or_ensemble": best})
+    make(layout.best, {"entries": ["unet", "sparse.9-a"], "remark": "", "best_model_or_ensemble": best})
     words = " ".join(layout.page_words())
-    assert f"--timing sparse={layout.timing(sparse, 1)} --test best={layout.scores('best')}" in words
-    assert "the ensemble of unet and sparse: Dice 0.5000, after its postprocessing 0.6250" in words
+    assert f"--timing sparse.9-a={layout.timing(sparse, 1)} --test best={layout.scores('best')}" in words
+    assert "the ensemble of unet and sparse.9-a: Dice 0.5000, after its postprocessing 0.6250" in words
 
 
 # data
@@ -326,15 +329,15 @@ def test_what_is_missing_is_made_and_what_is_done_is_not_done_again(layout, unet
     """A page of a half study is there, made when one fold was; what the fold was trained on was tidied away."""
     pytest.importorskip("snakemake")
     plan(layout, "nnUNetPlans")
-    sparse = layout.study.entry("sparse")
+    sparse = layout.study.entry("sparse.9-a")
     make(layout.summary(unet, 0))
     parts = [layout.done("predict", entry.name, part) for entry in (unet, sparse) for part in (0, 1)]
     for path in (*parts, layout.done("best"), layout.best, *map(layout.scores, layout.scored_names), layout.page):
         make(path)
     done = subprocess.run(snakemake_words(layout, gpus=0, profile=None, dry_run=True), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M))
+    counts = dict(re.findall(r"^([\w.-]+) +(\d+)$", done.stdout + done.stderr, re.M))
     assert counts == {
-        "fingerprint": "1", "plan": "1", "derive": "1", "preprocess": "1", "train_unet_0": "1", "train_sparse_1": "2",
+        "fingerprint": "1", "plan": "1", "derive": "1", "preprocess": "1", "train_unet": "1", "train_sparse.9-a": "2",
         "page": "1", "all": "1", "total": "9",
     }  # fmt: skip
