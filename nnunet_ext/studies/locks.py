@@ -1,6 +1,5 @@
 """Locks that the system releases when their process ends, however it ends."""
 
-import os
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +12,7 @@ except ImportError:  # Windows, on which nothing is locked
 def hold(path: Path, *, wait: bool = False) -> IO[str] | None:
     """Locks a file, which is made where it is missing; closing it, or the end of the process, releases it.
 
-    Children that inherit its descriptor hold it too.
+    Children to which its descriptor is passed on (`pass_fds` of subprocess) hold it too.
 
     Args:
         path: the file.
@@ -34,7 +33,6 @@ def hold(path: Path, *, wait: bool = False) -> IO[str] | None:
         return None
     except OSError:
         return file
-    os.set_inheritable(file.fileno(), True)
     return file
 
 

@@ -202,8 +202,11 @@ def test_p_values_are_corrected_within_their_family(compared):
 
 def test_the_same_seed_gives_the_same_intervals(models, compared):
     paths = [str(model.path) for model in models]
-    once, again, other = (compare_models(paths, seed=seed).differences[0].paired for seed in (0, 0, 1))
+    first, second, third = (compare_models(paths, seed=seed) for seed in (0, 0, 1))
+    once, again, other = (outcome.differences[0].paired for outcome in (first, second, third))
     assert (once.low, once.high) == (again.low, again.high) != (other.low, other.high)
+    means = [outcome.mean_and_interval(UNET, MEAN, "dice") for outcome in (first, second, third)]
+    assert means[0] == means[1] != means[2] and means[0][0] == means[2][0]
     assert [once.low, once.high] == compared[1]["comparisons"][0]["rows"][0]["interval"]
 
 
