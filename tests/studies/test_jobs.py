@@ -192,7 +192,8 @@ def test_a_job_is_told_its_gpu_and_holds_it(layout, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(steps, "stock_command", lambda name: [sys.executable, "-c"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = (
-        "import os; from pathlib import Path; open_files = [p.resolve().name for p in Path('/proc/self/fd').iterdir()]; "
+        "import os; from pathlib import Path; "
+        "open_files = [path.resolve().name for path in Path('/proc/self/fd').iterdir()]; "
         "print(os.environ.get('CUDA_VISIBLE_DEVICES'), [name for name in open_files if name.endswith('.lock')])"
     )
     steps.run_on_gpu(replace(layout, device="cuda"), 1, ["python", code])
