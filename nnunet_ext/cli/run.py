@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     check_study(layout)
     words = snakemake_words(
         layout,
-        gpus=_gpus(layout.device),
+        gpus=_gpus(layout.device, args.profile),
         profile=args.profile,
         dry_run=args.dry_run,
-        further=shlex.split(args.snakemake),
+        further=_words(args.snakemake),
     )
     code = launch(layout, words, elsewhere=args.profile is not None)
     if args.dry_run:
@@ -75,8 +75,16 @@ def run(args: argparse.Namespace) -> int:
     return _tell(layout, code)
 
 
-def _gpus(device: str) -> int:
-    if device != "cuda":
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--snakemake takes words as a shell does, found {text!r} ({error}).") from error
+
+
+def _gpus(device: str, profile: str | None) -> int:
+    """GPUs of this machine, which are shared out here; a cluster shares out its own."""
+    if device != "cuda" or profile is not None:
         return 0
     import torch
 

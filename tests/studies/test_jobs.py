@@ -15,6 +15,7 @@ import pytest
 from end_to_end.stock import stock_plans
 from report.folders import log_text
 
+from nnunet_ext.cli import run as cli_run
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.studies import steps
 from nnunet_ext.studies.launch import snakemake_words
@@ -326,6 +327,17 @@ def test_where_jobs_run(layout, tmp_path):
     there = snakemake_words(layout, gpus=0, profile=str(tmp_path / "mine"), dry_run=True)
     assert there[there.index("--profile") + 1] == str(tmp_path / "mine") and there[-1] == "--dry-run"
     assert "--cores" not in there and not any(word.startswith("training=") for word in there)
+
+
+def test_gpus_are_shared_out_on_this_machine_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [cli_run._gpus("cuda", None), cli_run._gpus("cuda", "slurm"), cli_run._gpus("cpu", None)] == [2, 0, 0]
+
+
+def test_words_for_snakemake_that_are_none():
+    assert cli_run._words("--jobs 3 --quiet 'all'") == ["--jobs", "3", "--quiet", "all"]
+    with pytest.raises(ConfigurationError, match="--snakemake takes words as a shell does"):
+        cli_run._words("'")
 
 
 def test_what_is_missing_is_made_and_what_is_done_is_not_done_again(layout, unet):
