@@ -38,6 +38,7 @@ class Method:
         plan_check_path: function (network on the meta device, options) that raises where training would fail.
         needs_path: function () -> (whether it is there, a sentence): what the method looks for on a machine, for
             `nnunet_ext doctor`.
+        predicts: whether its models segment; a search's do not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Method:
     further_costs_path: str | None = None
     plan_check_path: str | None = None
     needs_path: str | None = None
+    predicts: bool = True
 
     # names for nnU-Net
 
@@ -183,6 +185,7 @@ METHODS = {
             presets_path="nnunet_ext.dints.presets.SEARCH_PRESETS",
             docs="docs/dints.md",
             report_paths={"dints_search": "nnunet_ext.dints.report.search_section"},
+            predicts=False,
         ),
         Method(
             name="e2enet",
@@ -248,6 +251,11 @@ def get_method(name: str) -> Method:
 def method_of(network_class_name: str) -> Method | None:
     """The method whose network this is."""
     return next((m for m in METHODS.values() if m.network_path == network_class_name), None)
+
+
+def method_of_trainer(trainer: str) -> Method | None:
+    """The method to which a trainer of that name belongs."""
+    return next((method for method in METHODS.values() if trainer in method.trainers), None)
 
 
 def default_plans_name(planner: str) -> str:

@@ -21,6 +21,7 @@ from nnunet_ext.dints.code_file import CodeFile
 from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.methods import METHODS
 from nnunet_ext.planning.derive import derive_plans
+from nnunet_ext.studies.study import read_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,7 +64,9 @@ def ids(items):
 def test_every_fence_has_a_language_that_is_checked():
     for page in PAGES:
         languages = re.findall(r"^```(\w*)$", page.read_text(encoding="utf-8"), re.M)
-        assert set(languages) <= {"bash", "python", "json", ""} and languages.count("") * 2 == len(languages), page
+        assert set(languages) <= {"bash", "python", "json", "yaml", ""} and languages.count("") * 2 == len(languages), (
+            page
+        )
 
 
 @pytest.mark.parametrize(("page", "line", "text"), blocks("python"), ids=lambda value: getattr(value, "name", None))
@@ -74,6 +77,12 @@ def test_python_runs(page, line, text):
 @pytest.mark.parametrize(("page", "line", "text"), blocks("json"), ids=lambda value: getattr(value, "name", None))
 def test_json_is_json(page, line, text):
     assert json.loads(text)
+
+
+@pytest.mark.parametrize(("page", "line", "text"), blocks("yaml"), ids=lambda value: getattr(value, "name", None))
+def test_yaml_is_a_study(page, line, text, tmp_path):
+    (tmp_path / "study.yaml").write_text(text)
+    assert read_study(tmp_path / "study.yaml").entries
 
 
 class Parsed(Exception):

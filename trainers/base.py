@@ -19,7 +19,7 @@ from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_t
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.layers.compiling import fall_back_to_eager
 from nnunet_ext.layers.unwrap import unwrap
-from nnunet_ext.methods import METHODS, method_of
+from nnunet_ext.methods import method_of, method_of_trainer
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
 from nnunet_ext.prediction.memory import keep_freed_memory
 from nnunet_ext.trainers.checks import check_other_folds, check_patch, check_preprocessed
@@ -38,7 +38,7 @@ def named_arch_kwargs(configuration_manager: ConfigurationManager, network_class
 
 
 def _planned_for(trainer: str) -> str:
-    method = next((method for method in METHODS.values() if trainer in method.trainers), None)
+    method = method_of_trainer(trainer)
     if method is None:
         return "Take plans of its own method, or nnUNetPlans."
     return f"Take -p {method.plans_name}; nnUNetv2_plan_experiment -d DATASET -pl {method.planner} makes them."

@@ -16,12 +16,17 @@ BETTER, WORSE, EQUAL, MEAN = "#0072B2", "#D55E00", "0.5", "#222222"  # told apar
 
 
 def draw_comparison(rows: Sequence[Comparison], first: str, second: str, path: str | os.PathLike) -> None:
-    """Writes a PNG with one panel per measure and one line per structure.
+    """Writes what `comparison_figure` makes of the same arguments to a PNG."""
+    figure = comparison_figure(rows, first, second)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def comparison_figure(rows: Sequence[Comparison], first: str, second: str) -> Figure:
+    """One panel per measure and one line per structure.
 
     Args:
         rows: the comparisons, first minus second.
         first, second: names of the methods.
-        path: of the PNG file.
     """
     measures = list(dict.fromkeys(row.measure for row in rows))
     structures = list(dict.fromkeys(row.structure for row in rows))
@@ -39,7 +44,7 @@ def draw_comparison(rows: Sequence[Comparison], first: str, second: str, path: s
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"A = {first}\nB = {second}", fontsize=10, x=0.01, ha="left")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return figure
 
 
 def _draw_panel(panel: Axes, rows: Sequence[Comparison], structures: list[str], measure: str) -> None:

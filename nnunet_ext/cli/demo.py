@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demo; 0, or 1 when one of nnU-Net's commands failed."""
     from nnunet_ext.demo.raw_dataset import check_raw_dataset
     from nnunet_ext.demo.run import Demo, prepare_work_dir
-    from nnunet_ext.demo.schedule import chosen_device
     from nnunet_ext.demo.stages import StageFailed
+    from nnunet_ext.discovery.devices import chosen_device
 
     if args.dataset is not None:
         check_raw_dataset(args.dataset)

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Derives, checks and writes the plans, and says how to train with them."""
     from nnunet_ext.planning.derive import derive_plans, parse_settings
     from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans, write_plans
-    from nnunet_ext.planning.resampling import SETTING
+    from nnunet_ext.planning.resampling import WITHOUT_METHOD
 
     folder = preprocessed_folder(args.dataset)
     source = None if args.source is None else read_plans(folder, args.source)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if name is None and not args.presets and source is not None:
         name = method_of_plans(source)
     wanted = parse_settings(args.settings)
-    if name is None and not args.presets and set(wanted) == {SETTING}:
+    if name is None and not args.presets and wanted and set(wanted) <= set(WITHOUT_METHOD):
         return _run_without_method(args, folder, wanted)
     method, settings = chosen_method_and_presets(name, args.presets)
     if args.code is not None:
@@ -127,9 +127,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mapping[str, Any]) -> int:
-    """Plans of any network, with other resampling functions."""
+    """Plans of any network, with other resampling functions or batches."""
     from nnunet_ext.planning.plans_files import read_plans, write_plans
-    from nnunet_ext.planning.resampling import derive_resampling
+    from nnunet_ext.planning.resampling import SETTING, derive_resampling
 
     source = args.source or "nnUNetPlans"
     plans = derive_resampling(
@@ -138,7 +138,10 @@ def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mappin
     what = write_plans(folder, plans, overwrite=args.overwrite)
     print(f"From {source}:")
     print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
-    print(f"Preprocess and train with: -p {args.name} (nnUNetv2_preprocess: -plans_name {args.name})")
+    if SETTING in settings:
+        print(f"Preprocess and train with: -p {args.name} (nnUNetv2_preprocess: -plans_name {args.name})")
+    else:
+        print(f"Train with: -p {args.name}")
     return 0
 
 

@@ -8,7 +8,7 @@ from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.costs.planned import planned_report
 from nnunet_ext.costs.pt_score import Row, pt_scores, read_table
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.methods import METHODS, method_of
+from nnunet_ext.methods import method_of, method_of_trainer
 
 
 def describe(
@@ -40,7 +40,7 @@ def describe(
     channels, heads = channels_and_heads(configuration, dataset_json)
     method = method_of(architecture["network_class_name"])
     if method is None:
-        method = next((m for m in METHODS.values() if trainer in m.trainers), None)
+        method = method_of_trainer(trainer or "")
         if method is not None:
             arch_kwargs = method.arch_kwargs_at(architecture["arch_kwargs"]["strides"], configuration["patch_size"])
             configuration["architecture"] = architecture = {**architecture, "arch_kwargs": arch_kwargs}

@@ -19,7 +19,7 @@ from nnunet_ext.demo.raw_dataset import (
     read_volume,
     training_files,
 )
-from nnunet_ext.demo.schedule import augmentation_processes, cpus, demo_settings
+from nnunet_ext.demo.schedule import augmentation_processes, demo_settings
 from nnunet_ext.demo.stages import Stages, shown_command
 from nnunet_ext.demo.summary import (
     Scores,
@@ -31,6 +31,7 @@ from nnunet_ext.demo.summary import (
     shortened_text,
     times_table,
 )
+from nnunet_ext.discovery.devices import cpus
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.methods import Method

@@ -1,10 +1,9 @@
 """The demo's device and short schedule: what is set in the plans so that a training ends within minutes."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.discovery.devices import cpus
 from nnunet_ext.methods import Method
 from nnunet_ext.planning.patches import smaller_patch
 
@@ -26,32 +25,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     },
 }
 REAL_DATA_FACTOR = 2.5  # more epochs, for real images
-
-
-def chosen_device(asked: str) -> str:
-    """The device: "auto" is CUDA where there is a GPU, else the CPU.
-
-    Raises:
-        ConfigurationError: the device that was asked for is not there.
-    """
-    import torch
-
-    if asked == "cpu":
-        return asked
-    if asked == "mps":
-        if not torch.backends.mps.is_available():
-            raise ConfigurationError("torch finds no Apple GPU (mps). Use --device cpu.")
-        return asked
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise ConfigurationError("torch finds no CUDA GPU. Use --device cpu.")
-    return "cpu"
-
-
-def cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def augmentation_processes(device: str) -> int:

@@ -17,25 +17,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_ext.discovery import startup
+from nnunet_ext.discovery.commands import stock_command
 
 TAIL = 25  # lines of a failed stage's log that are shown
 
 
 class StageFailed(RuntimeError):
     """A command ended with an error; the message has the last lines of its log."""
-
-
-def stock_command(name: str) -> list[str]:
-    """How to start nnU-Net's command `name` so that it finds our classes.
-
-    The script beside the running Python; `python -m nnunet_ext NAME` where that script is missing or the start-up
-    file is not active.
-    """
-    script = shutil.which(name, path=str(Path(sys.executable).parent))
-    if script is None or not startup.installed():
-        return [sys.executable, "-m", "nnunet_ext", name]
-    return [script]
 
 
 class Stages:

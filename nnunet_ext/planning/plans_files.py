@@ -34,22 +34,28 @@ def preprocessed_folder(dataset: str) -> Path:
     Raises:
         ConfigurationError: the variable is not set, or not exactly one folder matches.
     """
-    root = os.environ.get("nnUNet_preprocessed")
+    return _dataset_folder("nnUNet_preprocessed", dataset, "and plan it first: nnUNetv2_plan_experiment -d ID")
+
+
+def raw_folder(dataset: str) -> Path:
+    """The same in `$nnUNet_raw`."""
+    return _dataset_folder("nnUNet_raw", dataset, "with imagesTr, labelsTr and dataset.json as nnU-Net has them.")
+
+
+def _dataset_folder(variable: str, dataset: str, advice: str) -> Path:
+    root = os.environ.get(variable)
     if not root:
         raise ConfigurationError(
-            "The environment variable nnUNet_preprocessed is not set. Set it as for nnU-Net's own commands."
+            f"The environment variable {variable} is not set. Set it as for nnU-Net's own commands."
         )
     if not Path(root).is_dir():
-        raise ConfigurationError(f"nnUNet_preprocessed is {root}, which is no folder.")
+        raise ConfigurationError(f"{variable} is {root}, which is no folder.")
     folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and re.match(r"Dataset\d+_", path.name))
     found = [path for path in folders if _is_named(path.name, dataset)]
     if len(found) != 1:
         there = ", ".join(path.name for path in found or folders) or "none"
         what = f"means several folders of {root}: {there}" if found else f"is none of {root}, which has: {there}"
-        raise ConfigurationError(
-            f"Data set '{dataset}' {what}. Give its id, name or DatasetXXX_Name, and plan it first: "
-            f"nnUNetv2_plan_experiment -d ID"
-        )
+        raise ConfigurationError(f"Data set '{dataset}' {what}. Give its id, name or DatasetXXX_Name, {advice}")
     return found[0]
 
 

@@ -41,8 +41,8 @@ def load_case(model: ModelFolder, case: CaseScore) -> Volumes:
     Raises:
         Unavailable: the prediction or the reference is missing or cannot be read, or they do not fit.
     """
-    prediction = _read(model, _prediction_file(model, case), "prediction")
-    reference = _read(model, _reference_file(model, case), "reference segmentation")
+    prediction = _read(model, prediction_file(model, case), "prediction")
+    reference = _read(model, reference_file(model, case), "reference segmentation")
     if reference.array.shape != prediction.array.shape or reference.in_lps != prediction.in_lps:
         raise Unavailable(
             f"The reference has {_size(reference.array)} voxels, the prediction {_size(prediction.array)}: they do not "
@@ -83,7 +83,12 @@ def _read(model: ModelFolder, path: Path, what: str) -> _Volume:
         raise Unavailable(f"The {what} {path.name} cannot be read ({type(error).__name__}).") from error
 
 
-def _prediction_file(model: ModelFolder, case: CaseScore) -> Path:
+def prediction_file(model: ModelFolder, case: CaseScore) -> Path:
+    """A case's predicted label map.
+
+    Raises:
+        Unavailable: it is not in the model folder.
+    """
     # The file in this folder, not the recorded path: that may be another training's by now.
     path = model.path / f"fold_{case.fold}" / "validation" / _file_name(case.prediction_file)
     if not path.is_file():
@@ -91,7 +96,12 @@ def _prediction_file(model: ModelFolder, case: CaseScore) -> Path:
     return path
 
 
-def _reference_file(model: ModelFolder, case: CaseScore) -> Path:
+def reference_file(model: ModelFolder, case: CaseScore) -> Path:
+    """A case's reference segmentation.
+
+    Raises:
+        Unavailable: it is nowhere.
+    """
     name = _file_name(case.reference_file)
     candidates = [Path(case.reference_file)]
     for variable, folder in (("nnUNet_preprocessed", "gt_segmentations"), ("nnUNet_raw", "labelsTr")):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.methods import METHODS, method_of
+from nnunet_ext.methods import method_of, method_of_trainer
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import counted, number, significant, times
 from nnunet_ext.report.scores import pooled_dice
@@ -142,7 +142,7 @@ def _cost(model: ModelFolder) -> Iterator[tuple[str, str]]:
 
 def _planned_cost(model: ModelFolder) -> dict[str, Any] | None:
     """The cost of one of our networks by its plans, which an imported model has; None for others."""
-    if not any(model.trainer in method.trainers for method in METHODS.values()):
+    if method_of_trainer(model.trainer) is None:
         return None
     from nnunet_ext.costs.describe import describe  # which needs torch
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -48,13 +48,17 @@ def values_of_key(key: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One validation case. `dice` by class (NaN: the class is in neither segmentation); paths as recorded."""
+    """One validation case. `dice` by class (NaN: the class is in neither segmentation); paths as recorded.
+
+    `voxels` of the reference by class, where they were recorded.
+    """
 
     case: str
     fold: str
     dice: dict[str, float]
     prediction_file: str
     reference_file: str
+    voxels: dict[str, int] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -88,6 +92,7 @@ def read_scores(summary: Mapping[str, Any], fold: str, labels: Labels, ending: s
             dice={names[key]: _number(values["Dice"]) for key, values in row["metrics"].items()},
             prediction_file=str(row["prediction_file"]),
             reference_file=str(row["reference_file"]),
+            voxels={names[key]: int(values["n_ref"]) for key, values in row["metrics"].items() if "n_ref" in values},
         )
         for row in summary["metric_per_case"]
     ]

@@ -356,7 +356,7 @@ def test_stock_commands_run_beside_the_running_python():
 
 
 def test_without_the_start_up_file_commands_go_through_our_module(monkeypatch):
-    monkeypatch.setattr(stages_module.startup, "installed", lambda: False)
+    monkeypatch.setattr("nnunet_ext.discovery.commands.startup.installed", lambda: False)
     assert stock_command("nnUNetv2_train") == [sys.executable, "-m", "nnunet_ext", "nnUNetv2_train"]
 
 

@@ -407,6 +407,18 @@ def test_stock_plans_get_another_resampling(with_functions, folder, capsys):
     assert "Unknown configuration: 4d" in capsys.readouterr().err
 
 
+def test_stock_plans_get_another_batch(with_functions, folder, capsys):
+    (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
+    words = ["plan", "7", "--from", "nnUNetPlans", "--name", "Two", "--configuration", "3d_fullres", "--set"]
+    assert main([*words, "batch_size=7"]) == 0
+    assert "Train with: -p Two" in capsys.readouterr().out
+    expected = {**with_functions["configurations"]["3d_fullres"], "batch_size": 7}
+    plans = json.loads((folder / "Two.json").read_text())["configurations"]
+    assert plans["3d_fullres"] == expected and plans["2d"] == with_functions["configurations"]["2d"]
+    assert main([*words, "batch_size=0", "--overwrite"]) == 1
+    assert "batch_size must be a positive integer, found 0" in capsys.readouterr().err
+
+
 def test_the_command_lists_the_plans_that_are_there(folder, capsys):
     assert main(["plan", "7", "--method", "e2enet", "--from", "Plans", "--name", "New"]) == 1
     error = capsys.readouterr().err

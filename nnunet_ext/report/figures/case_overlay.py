@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,9 +17,9 @@ Classes = Mapping[tuple[int, ...], str]
 Colour = tuple[float, float, float]
 
 # Left, right, top and bottom of a slice across each axis of a volume in LPS.
-_SIDES = {0: "RLAP", 1: "RLSI", 2: "APSI"}
+SIDES = {0: "RLAP", 1: "RLSI", 2: "APSI"}
 _MARGIN = 0.1
-_PANEL = 3.4  # inches
+PANEL = 3.4  # inches
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,17 @@ def worst_slice(errors: np.ndarray, spacing: Sequence[float], otherwise: np.ndar
     return WorstSlice(axis, index, int(counts[index]), int(counts.sum()))
 
 
+def plane_aspect(spacing: Sequence[float], axis: int) -> float:
+    """Height of a voxel over its width in slices across `axis`; `spacing` in mm."""
+    height_mm, width_mm = (step for other, step in enumerate(spacing) if other != axis)
+    return height_mm / width_mm
+
+
+def plane_origin(axis: int) -> Literal["upper", "lower"]:
+    """Slices across the first axis are drawn from the top down, the others stand on their feet."""
+    return "upper" if axis == 0 else "lower"
+
+
 def case_figure(
     image: np.ndarray | None,
     reference: np.ndarray,
@@ -92,16 +103,14 @@ def case_figure(
     """
     labelled = np.isin(reference, [v for values in classes for v in values]) | (prediction > 0)
     content = np.take(labelled, where.index, where.axis)
-    window = _window(content)
+    window = window_of(content)
     planes = [np.take(a, where.index, where.axis)[window] for a in (reference, prediction, errors)]
-    height_mm, width_mm = (step for axis, step in enumerate(spacing) if axis != where.axis)
-    aspect = height_mm / width_mm
+    aspect = plane_aspect(spacing, where.axis)
     height, width = planes[0].shape
-    panel_height = float(np.clip(_PANEL * aspect * height / width, 1.5, 5.0))
-    figure = Figure(figsize=(3 * _PANEL + 0.2, panel_height + 0.8), layout="constrained")
+    panel_height = float(np.clip(PANEL * aspect * height / width, 1.5, 5.0))
+    figure = Figure(figsize=(3 * PANEL + 0.2, panel_height + 0.8), layout="constrained")
     axes = figure.subplots(1, 3)
-    # Slices across the first axis are drawn from the top down, the others stand on their feet.
-    origin: Literal["upper", "lower"] = "upper" if where.axis == 0 else "lower"
+    origin = plane_origin(where.axis)
     low, high = (0.0, 1.0) if image is None else grey_window(image, labelled)
     grey = np.full((height, width), 0.9) if image is None else np.take(image, where.index, where.axis)[window]
     for ax, title in zip(axes, ("Reference", "Prediction", "Errors"), strict=True):
@@ -111,12 +120,9 @@ def case_figure(
         ax.autoscale(False)  # outlines may touch the edge
         ax.spines[:].set_visible(False)
         if in_lps:
-            _name_sides(ax, _SIDES[where.axis])
-    seen = {**_draw_classes(axes[0], planes[0], classes), **_draw_classes(axes[1], planes[1], classes)}
-    axes[2].imshow(
-        np.ma.masked_equal(planes[2], 0), cmap=ListedColormap([colour for _, colour in ERRORS.values()]),
-        vmin=0.5, vmax=3.5, aspect=aspect, origin=origin, interpolation="nearest",
-    )  # fmt: skip
+            name_sides(ax, SIDES[where.axis])
+    seen = {**draw_classes(axes[0], planes[0], classes), **draw_classes(axes[1], planes[1], classes)}
+    draw_errors(axes[2], planes[2], aspect=aspect, origin=origin)
     wrong = {name: colour for kind, (name, colour) in ERRORS.items() if (planes[2] == kind).any()}
     ordered = {name: seen[name] for name in classes.values() if name in seen}
     handles = [Patch(color=colour, label=name) for name, colour in ordered.items()]
@@ -125,7 +131,13 @@ def case_figure(
     return figure
 
 
-def _name_sides(ax: Axes, sides: str) -> None:
+def draw_errors(ax: Axes, plane: np.ndarray, **how: Any) -> None:
+    """Colours what is wrong in a plane of an `error_map`; `how` is for `imshow`."""
+    colours = ListedColormap([colour for _, colour in ERRORS.values()])
+    ax.imshow(np.ma.masked_equal(plane, 0), cmap=colours, vmin=0.5, vmax=3.5, interpolation="nearest", **how)
+
+
+def name_sides(ax: Axes, sides: str) -> None:
     """Letters at the middle of each side: left, right, top, bottom."""
     places = (
         (0.01, 0.5, "left", "center"),
@@ -140,7 +152,7 @@ def _name_sides(ax: Axes, sides: str) -> None:
         )  # fmt: skip
 
 
-def _window(content: np.ndarray) -> tuple[slice, ...]:
+def window_of(content: np.ndarray) -> tuple[slice, ...]:
     """The part of a plane with anything in it, and a margin; all of it where there is nothing."""
     window = []
     for axis, size in enumerate(content.shape):
@@ -150,7 +162,7 @@ def _window(content: np.ndarray) -> tuple[slice, ...]:
     return tuple(window)
 
 
-def _draw_classes(ax: Axes, plane: np.ndarray, classes: Classes) -> dict[str, Colour]:
+def draw_classes(ax: Axes, plane: np.ndarray, classes: Classes) -> dict[str, Colour]:
     """Fills and outlines each class, regions one over the other; returns name -> colour of those that are there."""
     seen = {}
     for position, (values, name) in enumerate(classes.items()):

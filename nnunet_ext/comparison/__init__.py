@@ -1,0 +1,1 @@
+"""Several trained models on the same validation cases: read, paired, tested, drawn, written as one page."""

@@ -1,0 +1,31 @@
+"""What this machine computes with."""
+
+import os
+
+from nnunet_ext.errors import ConfigurationError
+
+
+def chosen_device(asked: str) -> str:
+    """The device: "auto" is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ConfigurationError: the device that was asked for is not there.
+    """
+    import torch
+
+    if asked == "cpu":
+        return asked
+    if asked == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigurationError("torch finds no Apple GPU (mps). Use --device cpu.")
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise ConfigurationError("torch finds no CUDA GPU. Use --device cpu.")
+    return "cpu"
+
+
+def cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
