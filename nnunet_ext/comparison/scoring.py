@@ -1,6 +1,7 @@
 """Measures by model, case and class: Dice as nnU-Net's validation recorded it, surface measures from the label maps."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_ext.challenges.metrics import MEASURES
@@ -37,7 +38,8 @@ def compared_results(
         surfaces = _surface_measures(paired, model, further, tolerance, processes) if further else {}
         cases = []
         for name in paired.cases:
-            dice = paired.score(model, name).dice
+            score = paired.score(model, name)
+            dice = score.dice
             structures = {
                 structure: {
                     measure: dice[structure] if measure == "dice" else surfaces[name][structure][measure]
@@ -47,13 +49,24 @@ def compared_results(
             }
             if len(structures) > 1:
                 means_of_case = {
-                    measure: nan_mean(values[measure] for values in structures.values()) for measure in measures
+                    measure: _mean_over_classes({s: values[measure] for s, values in structures.items()}, score.voxels)
+                    for measure in measures
                 }
                 structures = {MEAN: means_of_case, **structures}
             cases.append({"case": name, "structures": structures})
         mean, defined = means(cases)
         results[model.name] = {"cases": cases, "mean": mean, "defined": defined}
     return results
+
+
+def _mean_over_classes(values: Mapping[str, float], voxels: Mapping[str, int]) -> float:
+    """Of one case; NaN where a class of the reference has no number, as a distance to a class that was lost.
+
+    The mean over the others would favour the model that lost it. `voxels` of the reference by class.
+    """
+    if any(math.isnan(value) and voxels.get(name, 0) > 0 for name, value in values.items()):
+        return math.nan
+    return nan_mean(values.values())
 
 
 def _surface_measures(

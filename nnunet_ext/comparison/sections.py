@@ -129,7 +129,7 @@ def _convention(outcome: Outcome, measure: str) -> str:
     return (
         f"Between surface elements with their areas{tolerance}, scored from the label maps as nnunet_ext score does; "
         f"not defined for a class that is in neither segmentation"
-        f"{'' if measure == 'nsd' else ' or in one alone'}."
+        f"{'' if measure == 'nsd' else ' or in one alone, and the mean where a class of the reference has none'}."
     )
 
 
