@@ -21,17 +21,21 @@ import json
 import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from stock_commands import command, settings_words
 from torch import nn
 
+from nnunet_ext.demo.phantoms import generate_dataset
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
 from nnunet_ext.dints.network import arch_kwargs_at as dints_kwargs
 from nnunet_ext.dints.network import search_arch_kwargs_at as search_kwargs
@@ -346,8 +350,25 @@ def routing(device, size):
     return {"choices": sorted(set(choices)), "worst": worst / float(found.abs().max())}
 
 
+@contextmanager
+def phantoms():
+    """nnU-Net's folders with a few small volumes, planned and preprocessed; number of the data set."""
+    with tempfile.TemporaryDirectory() as root:
+        folders = {f"nnUNet_{name}": f"{root}/{name}" for name in ("raw", "preprocessed", "results")}
+        with mock.patch.dict(os.environ, folders):
+            generate_dataset(f"{root}/raw/Dataset998_Phantoms", 5, 0, (16, 32, 32))
+            words = ["-d", 998, "-c", "3d_fullres", "-np", 1, "-npfp", 1]
+            command("nnUNetv2_plan_and_preprocess", *words)
+            yield 998
+
+
 def training(args, device, report):
-    """The stock command for nnU-Net's trainer and each of ours; seconds to the first epoch's end, and of the last."""
+    """The stock command for nnU-Net's trainer and each of ours; seconds of its epochs, and of all."""
+    with phantoms() if args.tiny else nullcontext(args.dataset) as dataset:
+        train_each(dataset, args, device, report)
+
+
+def train_each(dataset, args, device, report):
     trainers = {"nnUNetTrainer_5epochs": ("nnUNetPlans", None)}
     for method in METHODS.values():
         trainers[method.trainer] = (method.plans_name, method.name)
@@ -367,10 +388,10 @@ def training(args, device, report):
                 small = {"patch_size": [16, 32, 32], "base_features": 4, "batch_size": 2} if args.tiny else {}
                 plans = f"{plans}_gpu"
                 command(
-                    "nnunet_ext", "plan", args.dataset, "--method", method, "--from", "nnUNetPlans", "--name", plans,
+                    "nnunet_ext", "plan", dataset, "--method", method, "--from", "nnUNetPlans", "--name", plans,
                     "--configuration", "3d_fullres", "--overwrite", *settings_words({**short, **random, **small}),
                 )  # fmt: skip
-            words = [args.dataset, "3d_fullres", 0, "-tr", trainer, "-p", plans, "-device", device.type]
+            words = [dataset, "3d_fullres", 0, "-tr", trainer, "-p", plans, "-device", device.type]
             start = time.perf_counter()
             command("nnUNetv2_train", *words)
             row["wall_s"] = round(time.perf_counter() - start, 1)
@@ -394,7 +415,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dataset", type=int, default=4, help="of the section training")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, two compiled eagerly, one trainer: a test")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, two compiled eagerly, one trainer on phantoms: a test"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.wants = lambda name: not args.only or any(part in name for part in args.only)

@@ -1,6 +1,7 @@
 """The script for GPUs runs, on tiny networks and a CPU; what it measures there is not looked at."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,14 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.slow
+def test_the_section_that_trains(tmp_path):
+    environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
+    (row,) = run(tmp_path / "rows.jsonl", "--section", "training", env=environment)
+    assert row["name"] == "E2ENetTrainer" and "error" not in row
+    assert len(row["epoch_s"]) == 1 and row["wall_s"] > row["epoch_s"][0]
 
 
 def run(out, *words, **environment):
