@@ -126,6 +126,7 @@ def test_the_page_names_what_the_toy_method_consists_of():
         assert f"{name}`" in PAGE
 
 
+@pytest.mark.slow
 def test_a_trainer_made_from_ours_is_found_in_a_folder_of_the_users(workspace):
     block = re.search(r"```python\n# (my_trainers/\w+\.py)\n(.*?)```", PAGE, re.S)
     file = workspace.root / block[1]

@@ -342,6 +342,7 @@ torch.save(to_openvino(network, image(shape), cache_folder())(image(shape)), {re
 """
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_two_processes_at_once_share_the_cache(cache, tmp_path, monkeypatch):
     processes = []
