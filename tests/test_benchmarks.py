@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from contract.on_request import thorough
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
 @pytest.mark.slow
+@thorough
 def test_the_section_that_trains(tmp_path):
     environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
     (row,) = run(tmp_path / "rows.jsonl", "--section", "training", env=environment)
@@ -44,6 +46,7 @@ def test_a_part_of_the_gpu_benchmark_and_what_is_there_already(tmp_path):
 
 
 @pytest.mark.slow
+@thorough
 def test_every_network_of_the_gpu_benchmark(tmp_path):
     rows = run(tmp_path / "rows.jsonl", "--section", "correctness", "speed")
     assert not [row for row in rows if "error" in row]

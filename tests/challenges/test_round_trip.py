@@ -23,8 +23,8 @@ OPTIONS = {
 }
 ALL = requested("all_challenges", "NNUNET_EXT_ALL_CHALLENGES")
 only_if_all = pytest.mark.skipif(not ALL, reason="takes minutes: nnUNet_ext_all_challenges=1 runs it")
-# name, task, more for convert, sizes of the download, split that is submitted. The first, with a folder a case, always
-# runs, and below the decathlon's first task, with images and labels in two folders.
+# name, task, more for convert, sizes of the download, split that is submitted. Below them one task of the decathlon,
+# which always runs.
 CHALLENGES = [
     ("brats_gli", 2024, ("--regions",), {"train": 5, "year": 2024}, "val"),
     ("flare22", None, (), {"train": 5}, "val"),
@@ -44,10 +44,7 @@ CHALLENGES = [
     ("amos22", 1, (), {"train": 5}, "val"),
     ("amos22", 2, (), {"train": 4}, "val"),
 ]
-PARAMETERS = [
-    pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all if number else [])
-    for number, row in enumerate(CHALLENGES)
-]
+PARAMETERS = [pytest.param(*row, id=f"{row[0]}-{row[1] or 0}", marks=only_if_all) for row in CHALLENGES]
 
 
 class Data(Workspace):

@@ -52,6 +52,7 @@ STOCK_COMMANDS = (
     "test_regions_and_ignore_label_through_all_folds_at_once",
     "test_cascade",
 )
+COMPILED = "test_epochs_compile_as_on_a_gpu_and_only_in_the_first"  # E2ENet and what is compiled in parts run it
 
 
 class TrainerContract(OnRequest):

@@ -457,7 +457,12 @@ def test_the_second_stage_of_a_cascade_has_no_label_maps_to_compare(model, image
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["nnUNetTrainer", "E2ENetTrainer", "MedTuningTrainer", pytest.param("MedDANetTrainer", marks=thorough)]
+    "name",
+    [
+        "nnUNetTrainer",
+        "MedTuningTrainer",
+        *(pytest.param(f"{name}Trainer", marks=thorough) for name in ("E2ENet", "MedDANet")),
+    ],
 )
 def test_stock_commands_predict_the_same_from_it(name, images, tmp_path):
     model = make_model(tmp_path / "made", name)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract
+from contract.trainer import COMPILED, STOCK_COMMANDS, STRIDES, TrainerContract
 from dints.small import random_code
 from end_to_end.stock import shrink
 
@@ -24,7 +24,7 @@ SEARCH = {
 }
 
 
-class TestDiNTSTrainer(TrainerContract, on_request=STOCK_COMMANDS):
+class TestDiNTSTrainer(TrainerContract, on_request=(*STOCK_COMMANDS, COMPILED)):
     trainer = "DiNTSTrainer"
     planner = "DiNTSPlanner"
     plans = "DiNTSPlans"

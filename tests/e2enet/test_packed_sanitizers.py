@@ -23,7 +23,7 @@ def test_no_report(sanitizer, name, tmp_path):
     library = runtime(name)
     if library is None:
         pytest.skip(f"the compiler has no {name}")
-    cases = os.environ.get("nnUNet_ext_fuzz", "12")
+    cases = os.environ.get("nnUNet_ext_fuzz", "6")
     command = [sys.executable, str(Path(__file__).with_name("packed_sanitized.py")), sanitizer, cases]
     if sanitizer == "thread":  # its shadow memory needs addresses that are not randomised
         command = ["setarch", platform.machine(), "-R", *command]

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from contract.on_request import thorough
-from contract.trainer import STOCK_COMMANDS, STRIDES, TrainerContract, assert_equal, checkpoint
+from contract.trainer import COMPILED, STOCK_COMMANDS, STRIDES, TrainerContract, assert_equal, checkpoint
 from end_to_end.stock import Workspace, segmentations
 from med_tuning.training import BACKBONE, OPTIONS, SETTINGS, arch_kwargs
 
@@ -32,7 +32,7 @@ def weights_file(path):
     return torch.load(path)
 
 
-class TestMedTuningTrainer(TrainerContract, on_request=STOCK_COMMANDS):
+class TestMedTuningTrainer(TrainerContract, on_request=(*STOCK_COMMANDS, COMPILED)):
     trainer = "MedTuningTrainer"
     planner = "MedTuningPlanner"
     plans = "MedTuningPlans"
