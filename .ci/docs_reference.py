@@ -1,6 +1,5 @@
 """A hook of mkdocs: the pages of the reference, made from the code."""
 
-import json
 import os
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -8,7 +7,7 @@ from mkdocs.structure.files import File, Files
 
 from nnunet_ext.cli.main import COMMANDS, build_parser
 from nnunet_ext.methods import METHODS, Method
-from nnunet_ext.planning.describe import describe_options
+from nnunet_ext.planning.describe import describe_options, kinds_text, short_json
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -29,15 +28,18 @@ def _method(method: Method) -> str:
     for title, options in describe_options(method).items():
         lines += [f"## {title.capitalize()}\n", "| option | default | type | what it is |", "|---|---|---|---|"]
         for option in options:
-            kinds, low, high = option["type"] or "", option.get("low"), option.get("high")
-            limits = f", at least {low}" * (low is not None) + f", at most {high}" * (high is not None)
-            cells = (f"`{option['name']}`", f"`{_short(option['default'])}`", f"{kinds}{limits}", option["help"] or "")
+            cells = (
+                f"`{option['name']}`",
+                f"`{short_json(option['default'])}`",
+                kinds_text(option),
+                option["help"] or "",
+            )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     lines += ["## Presets\n", "| `--preset` | sets |", "|---|---|"]
     for preset, settings in method.preset_settings().items():
         lines.append(
-            f"| `{method.name}/{preset}` | " + ", ".join(f"`{k}={_short(v)}`" for k, v in settings.items()) + " |"
+            f"| `{method.name}/{preset}` | " + ", ".join(f"`{k}={short_json(v)}`" for k, v in settings.items()) + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -49,8 +51,3 @@ def _commands() -> str:
         (choices,) = (action.choices for action in parser._actions if name in (action.choices or {}))
         lines += [f"## nnunet_ext {name}\n", f"```text\n{choices[name].format_help().rstrip()}\n```\n"]
     return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, separators=(",", ":"))
-    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stock_commands import command, settings_words
+from stock_commands import command
 
 from nnunet_ext.costs.complexity import complexity_report
 from nnunet_ext.dints.architecture_code import CVPR_CODE
@@ -27,6 +27,7 @@ from nnunet_ext.dints.network import DiNTSNet
 from nnunet_ext.dints.search_space import OPERATIONS, edges, search_structure
 from nnunet_ext.dints.topology_figure import topology_figure
 from nnunet_ext.files import write_json
+from nnunet_ext.planning.derive import settings_words
 
 CONFIGURATION = "3d_fullres"
 SIZE = {"patch_size": [32, 48, 32], "batch_size": 2}

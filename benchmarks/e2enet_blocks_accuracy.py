@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from stock_commands import command, settings_words
+from stock_commands import command
 
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.planning.derive import settings_words
 
 CONFIGURATION = "3d_fullres"
 EPOCHS, STEPS = 10, 50

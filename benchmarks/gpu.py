@@ -32,7 +32,7 @@ from unittest import mock
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from stock_commands import command, settings_words
+from stock_commands import command
 from torch import nn
 
 from nnunet_ext.demo.phantoms import generate_dataset
@@ -45,6 +45,7 @@ from nnunet_ext.med_danet.network import MedDANet
 from nnunet_ext.med_danet.network import arch_kwargs_at as med_danet_kwargs
 from nnunet_ext.med_tuning.network import MedTuningNet
 from nnunet_ext.methods import METHODS
+from nnunet_ext.planning.derive import settings_words
 
 CLASSES = 16
 CUBE, PLANAR, SMALL, TINY_CUBE = (128, 128, 128), (32, 128, 128), (40, 56, 40), (64, 64, 64)

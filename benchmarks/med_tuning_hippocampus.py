@@ -14,9 +14,10 @@ import json
 import os
 from pathlib import Path
 
-from stock_commands import command, settings_words
+from stock_commands import command
 
 from nnunet_ext.files import write_json
+from nnunet_ext.planning.derive import settings_words
 
 CONFIGURATION = "3d_fullres"
 SHORT = {

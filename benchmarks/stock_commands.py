@@ -1,6 +1,5 @@
 """The installed commands, as the benchmarks run them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -17,8 +16,3 @@ def command(*words, **environment):
     print(time.strftime("%H:%M:%S"), *words, flush=True)
     words = [str(Path(sys.executable).parent / words[0]), *map(str, words[1:])]
     subprocess.run(words, check=True, env={**os.environ, **environment})
-
-
-def settings_words(settings):
-    """Options of plans as the words of `nnunet_ext plan`."""
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]

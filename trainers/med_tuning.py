@@ -64,7 +64,9 @@ class MedTuningTrainer(ExtTrainer):
     def why_not_compiled(self) -> str:
         """The transform of one frequency branch."""
         chosen = self.planned_arch_kwargs(self.configuration_manager).get("frequency")
-        return "inductor has no code for the complex numbers of frequency 'fft'" if chosen == "fft" else ""
+        if chosen == "fft":
+            return "inductor has no code for the complex numbers of frequency 'fft'"
+        return super().why_not_compiled()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW or the authors' Adam over what is trainable, and the rate by epochs."""

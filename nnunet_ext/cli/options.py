@@ -3,7 +3,6 @@
 import argparse
 import json
 import textwrap
-from typing import Any
 
 from nnunet_ext.cli.arguments import add_method
 from nnunet_ext.methods import METHODS
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the options of training, network and configuration."""
-    from nnunet_ext.planning.describe import describe_options
+    from nnunet_ext.planning.describe import describe_options, kinds_text
 
     described = describe_options(METHODS[args.method])
     if args.json:
@@ -26,14 +25,9 @@ def run(args: argparse.Namespace) -> int:
     for title, options in described.items():
         print(f"{title}:")
         for option in options:
-            print(f"  {option['name']} = {json.dumps(option['default'])}{_limits(option)}")
+            kinds = kinds_text(option)
+            print(f"  {option['name']} = {json.dumps(option['default'])}{f'   ({kinds})' if kinds else ''}")
             if option["help"]:
                 print(textwrap.fill(option["help"], 100, initial_indent="      ", subsequent_indent="      "))
     print(f"\nSet them with: nnunet_ext plan DATASET --method {args.method} --name PLANS --set KEY=VALUE")
     return 0
-
-
-def _limits(option: dict[str, Any]) -> str:
-    kinds, low, high = option["type"], option.get("low"), option.get("high")
-    limits = "" if low is None and high is None else f", {low} to {high}" if high is not None else f", at least {low}"
-    return f"   ({kinds}{limits})" if kinds else ""

@@ -15,16 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints each preset with its settings."""
+    from nnunet_ext.planning.describe import short_json
+
     presets = METHODS[args.method].preset_settings()
     if args.json:
         print(json.dumps(presets, indent=2))
         return 0
     for name, settings in presets.items():
-        shown = ", ".join(f"{key}={_shown(value)}" for key, value in settings.items())
+        shown = ", ".join(f"{key}={short_json(value)}" for key, value in settings.items())
         print(f"{args.method}/{name}: {shown}")
     return 0
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, separators=(",", ":"))
-    return text if len(text) <= 300 else f"{text[:297]}..."

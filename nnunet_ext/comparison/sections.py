@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_ext.challenges.compare import CONFIDENCE, RESAMPLES
 from nnunet_ext.challenges.comparison_figure import comparison_figure
@@ -16,7 +15,7 @@ from nnunet_ext.comparison.statistics import MEAN, Difference, distribution
 from nnunet_ext.report.cases import Unavailable, Volumes, load_case
 from nnunet_ext.report.facts import state
 from nnunet_ext.report.figures.case_overlay import error_map, worst_slice
-from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, number, significant, times
+from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, number, significant, times
 from nnunet_ext.report.scores import nan_mean
 
 _WORST = 3  # cases that are hardest for all
@@ -33,8 +32,7 @@ def make_sections(outcome: Outcome) -> list[Section]:
         folds_section,
         cases_section,
     ]
-    made = [maker(outcome) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False, disable=None)]
-    return [section for section in made if section is not None]
+    return draw_sections(makers, outcome)
 
 
 def summary_section(outcome: Outcome) -> Section:

@@ -1,6 +1,5 @@
 """One run of the demo: its stages, its folder, its results."""
 
-import json
 import math
 import shlex
 import shutil
@@ -35,6 +34,7 @@ from nnunet_ext.discovery.devices import cpus
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.methods import Method
+from nnunet_ext.planning.derive import settings_words
 
 MARKER = ".nnunet_ext_demo"  # a folder with this file was made by the demo, which may start over in it
 OUTPUTS = (
@@ -263,6 +263,4 @@ def plan_command(dataset: str, method: Method, name: str, settings: Mapping[str,
     """The `nnunet_ext plan` command that writes the demo's plans."""
     words = ["nnunet_ext", "plan", dataset, "--method", method.name, "--from", method.plans_name, "--name", name]
     words += ["--configuration", CONFIGURATION]
-    for key, value in settings.items():
-        words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
-    return shown_command(words, {})
+    return shown_command([*words, *settings_words(settings)], {})

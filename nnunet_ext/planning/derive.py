@@ -88,6 +88,15 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def settings_words(settings: Mapping[str, Any]) -> list[str]:
+    """The words of `nnunet_ext plan` that `parse_settings` reads back; values are JSON."""
+    return [
+        word
+        for key, value in settings.items()
+        for word in ("--set", f"{key}={json.dumps(value, separators=(',', ':'))}")
+    ]
+
+
 def _chosen_configurations(plans: dict[str, Any], method: Method, asked: Sequence[str] | None) -> list[str]:
     available = plans["configurations"]
     suitable = [name for name, values in available.items() if _is_suitable(values, method)]

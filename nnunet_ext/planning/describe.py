@@ -1,7 +1,9 @@
 """What can be set in a method's plans: names, defaults, types, limits and meanings, read where they are declared."""
 
 import inspect
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
@@ -13,6 +15,19 @@ CONFIGURATION_SETTINGS = {
     "batch_size": "patches in a training step",
     "resampling": "nnunet or separable: nnU-Net's own functions, or ours that are equal to them and faster",
 }
+
+
+def kinds_text(option: Mapping[str, Any]) -> str:
+    """Type and limits of one of `describe_options`, as "int, at least 1"; empty where it has no type."""
+    kinds, low, high = option["type"], option.get("low"), option.get("high")
+    limits = "" if low is None and high is None else f", {low} to {high}" if high is not None else f", at least {low}"
+    return f"{kinds}{limits}" if kinds else ""
+
+
+def short_json(value: object) -> str:
+    """JSON without spaces, of what is long its beginning."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def describe_options(method: Method) -> dict[str, list[dict[str, Any]]]:

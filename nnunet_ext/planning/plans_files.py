@@ -42,12 +42,20 @@ def raw_folder(dataset: str) -> Path:
     return _dataset_folder("nnUNet_raw", dataset, "with imagesTr, labelsTr and dataset.json as nnU-Net has them.")
 
 
+def nnunet_variable(name: str) -> str:
+    """One of nnU-Net's environment variables.
+
+    Raises:
+        ConfigurationError: it is not set.
+    """
+    value = os.environ.get(name)
+    if not value:
+        raise ConfigurationError(f"The environment variable {name} is not set. Set it as for nnU-Net's own commands.")
+    return value
+
+
 def _dataset_folder(variable: str, dataset: str, advice: str) -> Path:
-    root = os.environ.get(variable)
-    if not root:
-        raise ConfigurationError(
-            f"The environment variable {variable} is not set. Set it as for nnU-Net's own commands."
-        )
+    root = nnunet_variable(variable)
     if not Path(root).is_dir():
         raise ConfigurationError(f"{variable} is {root}, which is no folder.")
     folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and re.match(r"Dataset\d+_", path.name))

@@ -3,12 +3,14 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
+Subject = TypeVar("Subject")
 MISSING = "\N{EN DASH}"
 _DPI = 144  # one and a half pixels of the file for a CSS pixel: sharp on dense screens and in print
 
@@ -54,6 +56,12 @@ class Section:
     text: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = field(default_factory=list)
+
+
+def draw_sections(makers: Sequence[Callable[[Subject], Section | None]], subject: Subject) -> list[Section]:
+    """What the makers make of the subject, without what is not there; shows its progress."""
+    made = [maker(subject) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False, disable=None)]
+    return [section for section in made if section is not None]
 
 
 def number(value: float | None, digits: int = 4) -> str:

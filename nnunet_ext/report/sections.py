@@ -11,7 +11,7 @@ from nnunet_ext.report.facts import state
 from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
 from nnunet_ext.report.figures.training import Topology, curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
-from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, duration, number
+from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, duration, number
 from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
 from nnunet_ext.report.training_log import smoothed_dice
 
@@ -30,8 +30,7 @@ def make_sections(model: ModelFolder) -> list[Section]:
         overlays_section,
         cases_section,
     ]
-    made = [maker(model) for maker in tqdm(makers, desc="Drawing", unit="section", leave=False, disable=None)]
-    return [section for section in made if section is not None]
+    return draw_sections(makers, model)
 
 
 def folds_section(model: ModelFolder) -> Section:

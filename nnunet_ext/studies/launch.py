@@ -108,8 +108,3 @@ def launch(layout: Layout, words: Sequence[str], *, elsewhere: bool = False) -> 
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def default_work(study: Path) -> Path:
-    """The folder of a study's own files: beside the study file, under its name."""
-    return study.resolve().with_suffix("")

@@ -1,7 +1,5 @@
 """Where a study's files are, and the commands of its jobs: what the Snakefile and the jobs' steps share."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +8,9 @@ from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
+from nnunet_ext.planning.derive import settings_words
 from nnunet_ext.planning.options import PLANS_KEY
-from nnunet_ext.planning.plans_files import raw_folder
+from nnunet_ext.planning.plans_files import nnunet_variable, raw_folder
 from nnunet_ext.studies.resources import training_resources
 from nnunet_ext.studies.study import SCHEDULE, STOCK_ITERATIONS, Entry, Study
 
@@ -51,12 +50,12 @@ class Layout:
     @property
     def preprocessed(self) -> Path:
         """The data set in `$nnUNet_preprocessed`, which need not exist."""
-        return Path(_variable("nnUNet_preprocessed")) / self.dataset
+        return Path(nnunet_variable("nnUNet_preprocessed")) / self.dataset
 
     @property
     def results(self) -> Path:
         """The data set in `$nnUNet_results`, which need not exist."""
-        return Path(_variable("nnUNet_results")) / self.dataset
+        return Path(nnunet_variable("nnUNet_results")) / self.dataset
 
     # files
 
@@ -135,9 +134,7 @@ class Layout:
         if entry.method is not None:
             words += ["--method", entry.method.name]
         words += [word for preset in entry.presets for word in ("--preset", preset)]
-        return words + [
-            word for key, value in entry.settings.items() for word in ("--set", f"{key}={json.dumps(value)}")
-        ]
+        return words + settings_words(entry.settings)
 
     def configuration(self, entry: Entry) -> dict[str, Any]:
         """The entry's configuration in its plans, with what it inherits.
@@ -154,13 +151,12 @@ class Layout:
         return values
 
     def schedule(self, entry: Entry, configuration: Mapping[str, Any]) -> dict[str, int]:
-        """Epochs, iterations and validation iterations; nnU-Net's 1000, 250 and 50 where nothing says otherwise."""
+        """Epochs, iterations and validation iterations; the trainer's own where nothing says otherwise."""
         if entry.method is None:
             number = entry.trainer.partition("_")[2].partition("epoch")[0]
             return {"epochs": int(number) if number.isdigit() else 1000, **STOCK_ITERATIONS}
-        options = configuration.get(PLANS_KEY) or {}
-        defaults = {"epochs": 1000, **STOCK_ITERATIONS}
-        return {key: options.get(SCHEDULE[key], default) for key, default in defaults.items()}
+        options, defaults = configuration.get(PLANS_KEY) or {}, entry.method.options_class()()
+        return {key: options.get(option, getattr(defaults, option)) for key, option in SCHEDULE.items()}
 
     def training_resources(self, entry: Entry) -> dict[str, int]:
         """What a training asks of a cluster, by its plans and the study file.
@@ -262,10 +258,3 @@ class Layout:
     def _test(self) -> Any:
         assert self.study.test is not None, "there are jobs of test images only where a study has some"
         return self.study.test
-
-
-def _variable(name: str) -> str:
-    value = os.environ.get(name)
-    if not value:
-        raise ConfigurationError(f"The environment variable {name} is not set. Set it as for nnU-Net's own commands.")
-    return value

@@ -17,6 +17,7 @@ from report.folders import log_text
 
 from nnunet_ext.cli import run as cli_run
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import METHODS
 from nnunet_ext.studies import steps
 from nnunet_ext.studies.launch import snakemake_words
 from nnunet_ext.studies.layout import Layout
@@ -305,6 +306,12 @@ def test_resources_follow_plans_and_schedule():
     small, large = asked(), asked((128, 128, 128), 4)
     assert small["mem_mb"] < large["mem_mb"] and small["runtime"] < large["runtime"]
     assert asked(epochs=100)["runtime"] < small["runtime"] < asked(device="cpu")["runtime"]
+
+
+def test_a_schedule_that_nothing_says_is_the_methods_own(layout, unet):
+    entry = replace(unet, trainer="MedTuningTrainer", method=METHODS["med_tuning"])
+    assert layout.schedule(entry, {}) == {"epochs": 250, "iterations": 250, "val_iterations": 50}
+    assert layout.schedule(entry, {"nnunet_ext": {"num_epochs": 7}})["epochs"] == 7
 
 
 def test_the_study_replaces_estimates_and_unplanned_ones_are_asked_for_again(layout, unet):
