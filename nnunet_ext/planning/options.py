@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from nnunet_ext.errors import ConfigurationError
@@ -77,6 +78,17 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> Non
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigurationError(f"Unknown {what}: {', '.join(unknown)}. Known: {', '.join(known)}.")
+
+
+def with_whole_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with the files that options called `*_file` name as absolute paths, seen from `folder`.
+
+    Plans are read in other folders than they were made in.
+    """
+    return {
+        key: str(folder / Path(value).expanduser()) if key.endswith("_file") and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
 
 
 def architecture_options(network_class: type) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, Method, get_method, method_of_trainer
-from nnunet_ext.planning.options import refuse_unknown
+from nnunet_ext.planning.options import refuse_unknown, with_whole_paths
 from nnunet_ext.planning.plans_files import check_plans_name
 
 STOCK = "nnUNetTrainer"
@@ -160,7 +160,7 @@ def _study(path: Path, content: Mapping[str, Any]) -> Study:
     device = content.get("device", "auto")
     if device not in DEVICES:
         raise ConfigurationError(f"'device' must be {_either(DEVICES)}, found {device!r}.")
-    entries = _entries(content["methods"], configuration, schedule)
+    entries = _entries(content["methods"], configuration, schedule, path.resolve().parent)
     baseline = content.get("baseline")
     names = [entry.name for entry in entries]
     if baseline is not None and baseline not in names:
@@ -239,7 +239,7 @@ def _test(value: Any, folder: Path) -> TestImages | None:
     return TestImages(folder / value["images"], None if labels is None else folder / _text(labels, "labels"), parts)
 
 
-def _entries(value: Any, configuration: str, schedule: Mapping[str, int]) -> tuple[Entry, ...]:
+def _entries(value: Any, configuration: str, schedule: Mapping[str, int], folder: Path) -> tuple[Entry, ...]:
     if not isinstance(value, list):
         raise ConfigurationError(f"'methods' must be a list of entries, each with a 'name', found {value!r}.")
     entries: list[Entry] = []
@@ -251,7 +251,7 @@ def _entries(value: Any, configuration: str, schedule: Mapping[str, int]) -> tup
             raise ConfigurationError(f"Entry {number} of 'methods' needs a 'name' of letters and digits.")
         try:
             _check_entry_name(name)
-            entries.append(_entry(name, content, configuration, schedule))
+            entries.append(_entry(name, content, configuration, schedule, folder))
         except ConfigurationError as error:
             raise ConfigurationError(f"'{name}': {error}") from error
     names = [entry.name.lower() for entry in entries]
@@ -275,7 +275,9 @@ def _check_entry_name(name: str) -> None:
         )
 
 
-def _entry(name: str, content: Mapping[str, Any], configuration: str, schedule: Mapping[str, int]) -> Entry:
+def _entry(
+    name: str, content: Mapping[str, Any], configuration: str, schedule: Mapping[str, int], folder: Path
+) -> Entry:
     refuse_unknown(map(str, content), _ENTRY_KEYS, "key of an entry")
     configuration = _text(content.get("configuration", configuration), "configuration")
     if "cascade" in configuration:
@@ -289,6 +291,10 @@ def _entry(name: str, content: Mapping[str, Any], configuration: str, schedule: 
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigurationError(f"'set' must hold options and their values, found {settings!r}.")
     _check_json(settings)
+    settings = with_whole_paths(settings, folder)
+    for key, value in settings.items():
+        if key.endswith("_file") and isinstance(value, str) and not Path(value).is_file():
+            raise ConfigurationError(f"{key} {value} does not exist. Paths are those beside the study file.")
     method, presets = _method_and_presets(content)
     if method is not None and "trainer" in content:
         raise ConfigurationError("Give either 'method' (or 'preset'), or 'trainer' and 'plans'.")

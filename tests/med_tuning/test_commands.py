@@ -50,6 +50,14 @@ def test_plans_know_their_patch_and_their_weights(folder, tmp_path, capsys):
     assert made["2d"]["architecture"]["arch_kwargs"]["patch_size"] == made["2d"]["patch_size"] == [16, 16]
 
 
+def test_a_weights_file_of_this_folder_is_found_from_another(folder, tmp_path, monkeypatch):
+    torch.save(timm.create_model(BACKBONE, pretrained=False, **SETTINGS).state_dict(), tmp_path / "near.pth")
+    monkeypatch.chdir(tmp_path)
+    run("plan", 7, "--method", "med_tuning", *SMALL, "--set", "weights_file=near.pth", "--name", "Near")
+    made = json.loads((folder / "Near.json").read_text())["configurations"]["3d_fullres"]
+    assert made["nnunet_ext"]["weights_file"] == str(tmp_path / "near.pth")
+
+
 def test_plans_are_not_written_where_training_would_not_start(folder, tmp_path, capsys):
     words = ["plan", 7, "--method", "med_tuning", "--name", "New"]
     run(*words, expect=1)

@@ -97,6 +97,10 @@ BAD_FILES = {
     "a cascade": (one(E2E, "configuration: 3d_cascade_fullres"), "needs predictions of another configuration"),
     "unknown key of an entry": (one("{name: a, method: e2enet, epochs: 3}"), "Unknown key of an entry: epochs. Known:"),
     "set without values": (one("{name: a, method: e2enet, set: 3}"), "'set' must hold options and their values"),
+    "a file that is not there": (
+        one("{name: a, method: med_tuning, set: {weights_file: vit.safetensors}}"),
+        "vit.safetensors does not exist. Paths are those beside the study file",
+    ),
     "set with a date": (
         one("{name: a, method: e2enet, set: {x: 2026-01-01}}"),
         "'set' must hold numbers, texts, lists",
@@ -302,3 +306,6 @@ def test_nnunets_plans_get_another_batch(place):
 def test_paths_are_those_beside_the_study(tmp_path):
     study = read_study(write(tmp_path, one(E2E, "test: {images: images, labels: labels}")))
     assert (study.test.images, study.test.labels) == (tmp_path / "images", tmp_path / "labels")
+    (tmp_path / "vit.safetensors").touch()
+    study = read_study(write(tmp_path, one("{name: a, method: med_tuning, set: {weights_file: vit.safetensors}}")))
+    assert study.entries[0].settings == {"weights_file": str(tmp_path / "vit.safetensors")}
