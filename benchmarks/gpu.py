@@ -2,28 +2,37 @@
 
     python benchmarks/gpu.py --out benchmarks/results/gpu_CARD.jsonl                      # everything, below 9 minutes
     python benchmarks/gpu.py --section speed --only E2ENet U-Net --out FILE.jsonl         # a part of it
+    python benchmarks/gpu.py --together --out FILE.jsonl                                  # the same in half the time
     python benchmarks/gpu.py --tiny --device cpu                                          # does the script work?
 
 Sections: `correctness` (mixed precision and float32 on the card against float32 on the CPU, an update of E2ENet's
-connections, routing against each candidate alone), `speed` (forward pass and training step, eager and compiled, with
-the first call and peak memory) and `training` (`nnUNetv2_train` for each trainer on the data set --dataset, which is
-planned and preprocessed for nnUNetPlans; as nnU-Net runs it, compiled on CUDA).
+connections, routing against each candidate alone), `speed` (forward pass and training step, eager, compiled, and
+compiled with CUDA graphs where patches are small, with the first call and peak memory) and `training` (`nnUNetv2_train`
+for each trainer on the data set --dataset, which is planned and preprocessed for nnUNetPlans; as nnU-Net runs it,
+compiled on CUDA).
 
 Every result is a line of JSON, written at once; with --out, what the file has already is passed over, so that a run
 that was cut goes on. Mixed precision is float16 on CUDA, as nnU-Net has it, and bfloat16 on a CPU. A step is forward,
 loss, backward, unscaling, clipping and SGD with momentum. Times are wall-clock medians of --rounds after two warm-ups
-(ms); `first_s` is the first call (s), with compilation; memory is the allocator's peak (GiB). Nothing else may run on
-the card. `gpu_carry.sh` beside this makes a folder with all that a machine without network needs.
+(ms); `first_s` is the first call (s), with compilation; memory is the allocator's peak (GiB), in a forward pass without
+the optimizer's, and with CUDA graphs all that it has reserved. Nothing else may run on the card.
+
+With --together every network has a process of its own; all compile at once, beside the trainings, and when all have,
+each is timed alone on the card: `first_s` and the trainings' seconds are then those beside the others. `gpu_carry.sh`
+beside this makes a folder with all that a machine without network needs.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +56,8 @@ from nnunet_ext.med_tuning.network import MedTuningNet
 from nnunet_ext.methods import METHODS
 from nnunet_ext.planning.derive import settings_words
 
+FORMS = {"eager": None, "compiled": {}, "graphs": {"triton.cudagraphs": True}}  # options of torch.compile
+LAYOUT = {"channels_last": {"force_layout_optimization": True}}
 CLASSES = 16
 CUBE, PLANAR, SMALL, TINY_CUBE = (128, 128, 128), (32, 128, 128), (40, 56, 40), (64, 64, 64)
 
@@ -137,7 +148,11 @@ class Net:
     size: Sequence[int]
     trains: bool = True
     predicts: bool = True
-    compiles: bool = True
+    forms: Sequence[str] = ("eager", "compiled")
+
+    def label(self, size: Sequence[int]) -> str:
+        """Name and shape of the input, by which --only and --profile choose."""
+        return f"{self.name} {'x'.join(map(str, [self.batch, 1, *size]))}"
 
 
 UNET, RESENC = partial(unet, PlainConvUNet, [2] * 6), partial(unet, ResidualEncoderUNet, [1, 3, 4, 6, 6, 6])
@@ -152,15 +167,15 @@ LARGE = [
 ]
 NETS = [
     *(Net(name, make, 2, CUBE) for name, make in LARGE),
-    Net("DiNTS search", dints_search, 2, (96, 96, 96), predicts=False, compiles=False),
+    Net("DiNTS search", dints_search, 2, (96, 96, 96), predicts=False, forms=("eager",)),
     *(Net(name, make, 2, PLANAR) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
-    Net("Med-DANet M1", partial(Candidate, 0), 2, PLANAR),
-    Net("Med-DANet M4", partial(Candidate, 3), 2, PLANAR),
+    Net("Med-DANet M1", partial(Candidate, 0), 2, PLANAR, forms=tuple(FORMS)),
+    Net("Med-DANet M4", partial(Candidate, 3), 2, PLANAR, forms=tuple(FORMS)),
     Net("Med-DANet routed", Routed, 2, PLANAR, trains=False),
-    *(Net(f"Med-Tuning {tuning}", partial(med_tuning, tuning=tuning), 1, (16, 224, 224))
+    *(Net(f"Med-Tuning {tuning}", partial(med_tuning, tuning=tuning), 1, (16, 224, 224), forms=tuple(FORMS))
       for tuning in ("med_adapter", "full", "head")),
-    *(Net(name, make, 1, TINY_CUBE) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
-    *(Net(name, make, 8, SMALL) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
+    *(Net(name, make, 1, TINY_CUBE, forms=tuple(FORMS)) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
+    *(Net(name, make, 8, SMALL, forms=tuple(FORMS)) for name, make in LARGE[:1] + LARGE[2:3] + LARGE[6:]),
 ]  # fmt: skip
 
 
@@ -174,7 +189,7 @@ class Report:
 
     @staticmethod
     def key(row):
-        return tuple(str(row.get(name)) for name in ("section", "name", "shape", "compiled", "card"))
+        return tuple(str(row.get(name)) for name in ("section", "name", "shape", "form", "card"))
 
     def has(self, **row):
         return self.key({**self.about, **row}) in self.known
@@ -193,22 +208,15 @@ def synchronize(device):
 
 
 def timed(work, device, rounds):
-    """Median and least milliseconds after two warm-ups, seconds of the first call, peak GiB."""
+    """Median and least milliseconds."""
     times = []
-    for number in range(rounds + 2):
-        if device.type == "cuda" and number == 2:
-            torch.cuda.reset_peak_memory_stats()
+    for _ in range(rounds):
         synchronize(device)
         start = time.perf_counter()
         work()
         synchronize(device)
         times.append(time.perf_counter() - start)
-    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if device.type == "cuda" else None
-    kept = times[2:]
-    return {
-        "ms": round(1e3 * statistics.median(kept), 2), "least_ms": round(1e3 * min(kept), 2),
-        "first_s": round(times[0], 1), "peak_gib": peak,
-    }  # fmt: skip
+    return {"ms": round(1e3 * statistics.median(times), 2), "least_ms": round(1e3 * min(times), 2)}
 
 
 def half(device):
@@ -221,65 +229,185 @@ def supervised(network, on):
         part.deep_supervision = on
 
 
-def measure(net, compiled, args, device, size):
-    """Forward pass and step of one network; a failure is a result."""
+class Measured:
+    """One network in one form: what is timed of it."""
+
+    def __init__(self, net, form, args, device, size):
+        torch.manual_seed(0)
+        self.net, self.form, self.args, self.device = net, form, args, device
+        self.network = self.run = net.make(size).to(device)
+        self.x = torch.randn(net.batch, 1, *size, device=device)
+        options = {**FORMS, **LAYOUT}[form]
+        if options is not None and isinstance(self.network, Routed):
+            self.network.whole.compile_candidates(**({"options": options} if options else {}))
+        elif options is not None:
+            inductor = {"options": options} if args.backend == "inductor" and options else {}
+            self.run = torch.compile(self.network, backend=args.backend, **inductor)
+        self.tuned = [p for p in self.network.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        self.optimizer = torch.optim.SGD(self.tuned, 1e-3, momentum=0.99, nesterov=True)
+        self.works = {"forward": self.forward} if net.predicts else {}
+        if net.trains:
+            self.works["step"] = self.step
+
+    def forward(self, run=None):
+        self.network.eval()
+        supervised(self.network, False)
+        with torch.no_grad(), half(self.device):
+            (run or self.run)(self.x)
+
+    def step(self, run=None):
+        self.network.train()
+        supervised(self.network, True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with half(self.device):
+            outputs = (run or self.run)(self.x)
+            outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            loss = sum(output.float().square().mean() for output in outputs)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.tuned, 12)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def first_calls(self) -> dict[str, float]:
+        """Seconds of the first call of each, with compilation."""
+        # What cuDNN finds beside other processes must not stay: other precision flags are another key of its choices.
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
+        seconds = {}
+        for name, work in self.works.items():
+            start = time.perf_counter()
+            work()
+            synchronize(self.device)
+            seconds[name] = round(time.perf_counter() - start, 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return seconds
+
+    def timings(self) -> dict[str, dict]:
+        """Of each work; alone on the card."""
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+        found = {}
+        for name, work in self.works.items():
+            if self.form == "graphs":
+                work(self.network)  # cuDNN cannot choose while a graph is recorded
+            for _ in range(0 if self.args.tiny else 2):
+                work()
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            found[name] = timed(work, self.device, self.args.rounds)
+            if self.device.type == "cuda":
+                found[name]["peak_gib"] = round(self._peak(name) / 2**30, 3)
+            self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _peak(self, name):
+        if self.form == "graphs":
+            return torch.cuda.memory_reserved()
+        momentum = sum(4 * p.numel() for p in self.tuned if self.optimizer.state.get(p)) if name == "forward" else 0
+        return torch.cuda.max_memory_allocated() - momentum
+
+    def profile(self) -> str:
+        """The kernels of three steps (forward passes where there are none), by their time on the card."""
+        work = self.works.get("step", self.works.get("forward"))
+        with torch.profiler.profile() as profiler:
+            for _ in range(3):
+                work()
+            synchronize(self.device)
+        return profiler.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=110)
+
+
+def measuring(net, form, args, device, size) -> Iterator[dict]:
+    """First what the first calls took, then the row; a failure is a result."""
     row = {}
     try:
-        torch.manual_seed(0)
-        network = net.make(size).to(device)
-        x = torch.randn(net.batch, 1, *size, device=device)
-        run = network
-        if compiled and isinstance(network, Routed):
-            network.whole.compile_candidates()
-        elif compiled:
-            run = torch.compile(network, backend=args.backend)
-        row["parameters_m"] = round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
-        if net.predicts:
-            network.eval()
-            supervised(network, False)
-
-            def predict():
-                with torch.no_grad(), half(device):
-                    run(x)
-
-            row["forward"] = timed(predict, device, args.rounds)
-        if net.trains:
-            network.train()
-            supervised(network, True)
-            tuned = [p for p in network.parameters() if p.requires_grad]
-            scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-            optimizer = torch.optim.SGD(tuned, 1e-3, momentum=0.99, nesterov=True)
-
-            def step():
-                optimizer.zero_grad(set_to_none=True)
-                with half(device):
-                    outputs = run(x)
-                    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-                    loss = sum(output.float().square().mean() for output in outputs)
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(tuned, 12)
-                scaler.step(optimizer)
-                scaler.update()
-
-            row["step"] = timed(step, device, args.rounds)
+        measured = Measured(net, form, args, device, size)
+        row["parameters_m"] = round(sum(p.numel() for p in measured.network.parameters()) / 1e6, 3)
+        row["first_s"] = measured.first_calls()
+        yield row
+        row.update(measured.timings())
+        if args.profile and any(part in f"{net.label(size)} {form}" for part in args.profile):
+            row["profile"] = measured.profile()
     except Exception as error:  # the other networks are measured all the same
         row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-    return row
+    yield row
+
+
+def wanted_speeds(args, report):
+    """Net, form and size of all rows that are asked for and not there, with what tells the row from others."""
+    for form in {**FORMS, **LAYOUT}:
+        for net in args.nets:
+            size = [max(16, side // 8) for side in net.size] if args.tiny else list(net.size)
+            about = {"section": "speed", "name": net.name, "shape": [net.batch, 1, *size], "form": form}
+            there = form in (args.forms or net.forms) and (
+                form == "eager" or not args.tiny or net.name in COMPILED_TINY
+            )
+            if there and args.wants(f"{net.label(size)} {form}") and not report.has(**about):
+                yield net, form, size, about
+
+
+def finish(row, about, args, report):
+    if args.out and "profile" in row:
+        name = re.sub(r"\W+", "_", f"{about['name']} {about['shape']} {about['form']}")
+        args.out.with_name(f"{args.out.stem}_{name}.txt").write_text(row.pop("profile"))
+    report.add(**about, **row)
 
 
 def speed(args, device, report):
-    for compiled in (False, True):
-        for net in args.nets:
-            size = [max(16, side // 8) for side in net.size] if args.tiny else list(net.size)
-            about = {"section": "speed", "name": net.name, "shape": [net.batch, 1, *size], "compiled": compiled}
-            compiles = net.compiles and (not args.tiny or net.name in COMPILED_TINY)
-            if (compiled and not compiles) or not args.wants(net.name) or report.has(**about):
-                continue
-            report.add(**about, **measure(net, compiled, args, device, size))
-            torch.compiler.reset()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+    for net, form, size, about in list(wanted_speeds(args, report)):
+        *_, row = measuring(net, form, args, device, size)
+        finish(row, about, args, report)
+        torch.compiler.reset()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def one_of_many(pipe, number, args):
+    """A process of --together: the first calls, then, when it is told to, the timings."""
+    args = parsed(args)
+    net, form, size, _ = list(wanted_speeds(args, Report(None, {})))[number]
+    for row in measuring(net, form, args, torch.device(args.device), size):
+        pipe.send(row)
+        if "error" in row:
+            break
+        pipe.recv()
+
+
+def together(args, device, report):
+    """The sections speed and training, with all that compiles at once; speeds are then taken one by one."""
+    every = [about for *_, about in wanted_speeds(args, Report(None, {}))]
+    os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", OMP_NUM_THREADS="1")
+    context = multiprocessing.get_context("spawn")
+    started = []
+    for number, about in enumerate(every if "speed" in args.section else []):
+        if report.has(**about):
+            continue
+        here, there = context.Pipe()
+        process = context.Process(target=one_of_many, args=(there, number, args.words), daemon=True)
+        process.start()
+        started.append((process, here, about))
+    end = time.monotonic() + args.patience
+    if "training" in args.section:
+        training(args, device, report)
+    waiting = []
+    for process, pipe, about in started:
+        if not pipe.poll(max(0.1, end - time.monotonic())):
+            process.kill()
+            report.add(**about, error=f"no first call within {args.patience} s")
+            continue
+        row = pipe.recv()
+        if "error" in row:
+            report.add(**about, **row)
+        else:
+            waiting.append((process, pipe, about))
+    for process, pipe, about in waiting:
+        try:
+            pipe.send("go")
+            finish(pipe.recv(), about, args, report)
+        except EOFError:
+            report.add(**about, error="the process ended")
+        process.kill()
 
 
 def relative(found, expected):
@@ -373,54 +501,77 @@ def train_each(dataset, args, device, report):
     trainers = {"nnUNetTrainer_5epochs": ("nnUNetPlans", None)}
     for method in METHODS.values():
         trainers[method.trainer] = (method.plans_name, method.name)
+    if args.tiny:
+        trainers = {"E2ENetTrainer": trainers["E2ENetTrainer"]}
+
+    def train(trainer):
+        about = {"section": "training", "name": trainer}
+        if args.wants(trainer) and not report.has(**about):
+            report.add(**about, **training_of(trainer, *trainers[trainer], dataset, args, device))
+
+    with ThreadPoolExecutor(len(trainers) if args.together else 1) as pool:
+        list(pool.map(train, trainers))
+
+
+def training_of(trainer, plans, method, dataset, args, device):
+    """Plans, trains and validates; a failure is a result."""
     short = {"num_epochs": 2, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 5}
     if args.tiny:
         short = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
-        trainers = {"E2ENetTrainer": trainers["E2ENetTrainer"]}
-    results = Path(os.environ.get("nnUNet_results", ""))
-    for trainer, (plans, method) in trainers.items():
-        about = {"section": "training", "name": trainer}
-        if not args.wants(trainer) or report.has(**about):
-            continue
-        row = {}
-        try:
-            if method is not None:
-                random = {"pretrained": False} if method == "med_tuning" else {}
-                small = {"patch_size": [16, 32, 32], "base_features": 4, "batch_size": 2} if args.tiny else {}
-                plans = f"{plans}_gpu"
-                command(
-                    "nnunet_ext", "plan", dataset, "--method", method, "--from", "nnUNetPlans", "--name", plans,
-                    "--configuration", "3d_fullres", "--overwrite", *settings_words({**short, **random, **small}),
-                )  # fmt: skip
-            words = [dataset, "3d_fullres", 0, "-tr", trainer, "-p", plans, "-device", device.type]
-            start = time.perf_counter()
-            command("nnUNetv2_train", *words)
-            row["wall_s"] = round(time.perf_counter() - start, 1)
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-        logs = sorted(results.glob(f"*/{trainer}__{plans}__3d_fullres/fold_0/training_log_*.txt"))
-        if logs:
-            text = logs[-1].read_text()
-            row["epoch_s"] = [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", text)]
-            row["pseudo_dice"] = re.findall(r"Pseudo dice (\[.*\])", text)[-1:]
-        report.add(**about, **row)
+    row = {}
+    try:
+        if method is not None:
+            random = {"pretrained": False} if method == "med_tuning" else {}
+            small = {"patch_size": [16, 32, 32], "base_features": 4, "batch_size": 2} if args.tiny else {}
+            plans = f"{plans}_gpu"
+            command(
+                "nnunet_ext", "plan", dataset, "--method", method, "--from", "nnUNetPlans", "--name", plans,
+                "--configuration", "3d_fullres", "--overwrite", *settings_words({**short, **random, **small}),
+            )  # fmt: skip
+        words = [dataset, "3d_fullres", 0, "-tr", trainer, "-p", plans, "-device", device.type]
+        start = time.perf_counter()
+        command("nnUNetv2_train", *words)
+        row["wall_s"] = round(time.perf_counter() - start, 1)
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    results = Path(os.environ["nnUNet_results"])
+    logs = sorted(results.glob(f"*/{trainer}__{plans}__3d_fullres/fold_0/training_log_*.txt"))
+    if logs:
+        text = logs[-1].read_text()
+        row["epoch_s"] = [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", text)]
+        row["pseudo_dice"] = re.findall(r"Pseudo dice (\[.*\])", text)[-1:]
+    return row
 
 
 SECTIONS = {"correctness": correctness, "speed": speed, "training": training}
 
 
-def main():
+def parsed(words):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks and trainers whose name holds one of these")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="networks ('U-Net 2x1x128x128x128 compiled', or a part) and trainers",
+    )
+    parser.add_argument(
+        "--forms", nargs="+", choices={**FORMS, **LAYOUT}, help="of the speeds; default: each net's own"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dataset", type=int, default=4, help="of the section training")
+    parser.add_argument("--together", action="store_true", help="compile and train all at once, time one by one")
+    parser.add_argument("--patience", type=float, default=240, help="seconds for all first calls of --together")
+    parser.add_argument(
+        "--profile", nargs="+", metavar="NAME", help="write the kernels of rows that hold it beside --out"
+    )
     parser.add_argument(
         "--tiny", action="store_true", help="tiny sizes, two compiled eagerly, one trainer on phantoms: a test"
     )
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    args.words = words
     args.wants = lambda name: not args.only or any(part in name for part in args.only)
     args.backend = "eager" if args.tiny else "inductor"
     args.nets = NETS
@@ -428,13 +579,20 @@ def main():
         args.rounds, args.nets = 1, list({net.name: net for net in reversed(NETS)}.values())[::-1]
         NARROW.update(e2enet={"base_features": 8}, dints={"base_features": 4})
         NARROW["med_tuning"] = {"backbone": "vit_tiny_patch16_224", "depths": [1, 1, 1, 1]}
+    return args
+
+
+def main():
+    args = parsed(sys.argv[1:])
     device = torch.device(args.device)
-    torch.backends.cudnn.benchmark = True
     os.environ["nnUNet_ext_packed"] = "0"  # torch on the CPU, too, is what results are compared with
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     report = Report(args.out, {"card": card, "torch": torch.__version__})
+    if args.together:
+        together(args, device, report)
     for section in args.section:
-        SECTIONS[section](args, device, report)
+        if section == "correctness" or not args.together:
+            SECTIONS[section](args, device, report)
 
 
 if __name__ == "__main__":

@@ -142,12 +142,16 @@ class MedDANet(nn.Module):
         """Logits `[B, K, ...]` of one candidate on all slices of `x`."""
         return self.unfold(self._segment(index, self.fold(x)), x)
 
-    def compile_candidates(self) -> list[Any]:
-        """Compiles each candidate, once for all numbers of slices; the state dict stays as it is."""
+    def compile_candidates(self, **options: Any) -> list[Any]:
+        """Compiles each candidate, once for all numbers of slices; the state dict stays as it is.
+
+        Args:
+            **options: of `torch.compile`.
+        """
         # Candidates of one class share one function to dynamo, which by default gives it up after eight graphs.
         config = torch._dynamo.config
         config.cache_size_limit = max(config.cache_size_limit, 4 * len(self.candidates))
-        self._compiled = [torch.compile(candidate) for candidate in self.candidates]
+        self._compiled = [torch.compile(candidate, **options) for candidate in self.candidates]
         return self._compiled
 
     def _segment(self, index: int, slices: Tensor) -> Tensor:
