@@ -92,6 +92,7 @@ def test_a_study_that_is_killed_twice_ends_with_its_comparison(tmp_path):
     killed = first.wait_until(lambda: in_the_middle(workspace))
     first.kill(lambda words: True)
     model = killed.parent.name.split("__")[1].rpartition("_")[2]
+    assert model == "dense"  # the first of the file
     second = Run(workspace)
     goes_on = work / "logs" / f"train_{model}_{killed.name.removeprefix('fold_')}.txt"
     second.wait_until(lambda: goes_on.is_file() and "--c" in goes_on.read_text())
