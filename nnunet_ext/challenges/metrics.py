@@ -135,6 +135,7 @@ MEASURES: Mapping[str, Measure] = {
     "sensitivity": Measure("sensitivity", "higher", 1.0, overlap=sensitivity),
     "specificity": Measure("specificity", "higher", 1.0, overlap=specificity),
 }
+PLAIN_MEASURES = ("dice", "hd95", "nsd")  # where no challenge says which
 
 
 def measure(pair: Pair, names: Sequence[str]) -> dict[str, float]:

@@ -9,13 +9,12 @@ import numpy as np
 
 from nnunet_ext.challenges.checks import Values, expected_values
 from nnunet_ext.challenges.facts import Challenge, Metrics
-from nnunet_ext.challenges.metrics import MEASURES
+from nnunet_ext.challenges.metrics import MEASURES, PLAIN_MEASURES
 from nnunet_ext.challenges.parallel import each
 from nnunet_ext.challenges.volumes import Unreadable, is_junk, label_values, read_volume
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 
-PLAIN_MEASURES = ("dice", "hd95", "nsd")
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".png", ".bmp", ".tif", ".tiff")
 FIGURE = "_comparison.png"  # drawn by --compare beside the scores
 Kind = Literal["nnunet", "challenge"]

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_ext.challenges.metrics import PLAIN_MEASURES
 from nnunet_ext.challenges.parallel import default_processes
 from nnunet_ext.cli.arguments import add_overwrite, check_output
 from nnunet_ext.errors import ConfigurationError
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         default=["dice"],
-        choices=("dice", "hd95", "nsd"),
+        choices=PLAIN_MEASURES,
         help="hd95 and nsd are computed from the label maps of the validations (default: dice)",
     )
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: %(default)s)")

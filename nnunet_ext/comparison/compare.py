@@ -29,7 +29,7 @@ def compare_models(
 
     Args:
         words, baseline: as for `read_models`.
-        measures: of dice, hd95 and nsd; Dice is always among them.
+        measures: of `PLAIN_MEASURES`; Dice is always among them.
         tolerance: of the NSD, mm.
         seed: of the bootstrap.
         timings: `MODEL=FILE`, files of `nnunet_ext predict --timing`.

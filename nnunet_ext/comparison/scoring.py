@@ -15,8 +15,6 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.report.cases import Unavailable, prediction_file, reference_file
 from nnunet_ext.report.scores import nan_mean
 
-COMPARED = ("dice", "hd95", "nsd")
-
 
 def compared_results(
     paired: Paired, measures: Sequence[str], *, tolerance: float = 1.0, processes: int = 1
@@ -25,7 +23,7 @@ def compared_results(
 
     Args:
         paired: the models.
-        measures: of `COMPARED`.
+        measures: of `PLAIN_MEASURES`.
         tolerance: of the NSD, mm.
         processes: worker processes that score label maps.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nnunet_ext.challenges.metrics import PLAIN_MEASURES
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, Method, get_method, method_of_trainer
 from nnunet_ext.planning.options import refuse_unknown, with_whole_paths
@@ -28,7 +29,6 @@ SCHEDULE = {
     "iterations": "num_iterations_per_epoch",
     "val_iterations": "num_val_iterations_per_epoch",
 }
-MEASURES = ("dice", "hd95", "nsd")
 RESOURCES = ("mem_mb", "runtime", "threads")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _KEYS = {
@@ -166,8 +166,8 @@ def _study(path: Path, content: Mapping[str, Any]) -> Study:
     if baseline is not None and baseline not in names:
         raise ConfigurationError(f"'baseline' is {baseline!r}, which is none of the methods: {', '.join(names)}.")
     measures = content.get("measures", ["dice"])
-    if not isinstance(measures, list) or not measures or not set(map(str, measures)) <= set(MEASURES):
-        raise ConfigurationError(f"'measures' must be a list of {_either(MEASURES)}, found {measures!r}.")
+    if not isinstance(measures, list) or not measures or not set(map(str, measures)) <= set(PLAIN_MEASURES):
+        raise ConfigurationError(f"'measures' must be a list of {_either(PLAIN_MEASURES)}, found {measures!r}.")
     tolerance = content.get("tolerance", 1.0)
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float("inf"):
         raise ConfigurationError(f"'tolerance' must be mm of at least 0, found {tolerance!r}.")
