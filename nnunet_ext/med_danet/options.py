@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nnunet_ext.errors import ConfigurationError
-from nnunet_ext.med_danet.choice import ChoiceMetric
 from nnunet_ext.planning.options import TrainingOptions, option
+
+if TYPE_CHECKING:
+    from nnunet_ext.med_danet.choice import ChoiceMetric
 
 SOFTMAXES = ("cost", "score", "both", "none")
 SCORES = ("mean", "pooled")
@@ -23,7 +26,9 @@ class MedDANetOptions(TrainingOptions):
     weight_decay: float = option(1e-5, "of Adam, for candidates and decision network", low=0)
     decision_lr: float = option(0.01, "peak learning rate of the decision network (authors' code: 0.001)", low=1e-12)
     bank_epochs: int | None = option(None, "epochs of the bank, the rest is the decision network's; null: 8/9", low=0)
-    bank_weights: str | None = option(None, "with bank_epochs=0: checkpoint whose finished candidates are taken")
+    bank_weights: str | None = option(
+        None, "with bank_epochs=0: checkpoint whose finished candidates are taken", is_file=True
+    )
     leave_epoch: int | None = option(None, "epoch in which leaving candidates stop; null: 2/3 of all epochs", low=1)
     leaving_candidates: list | None = option(None, "numbers from 1 of those that stop early; null: the cheaper half")
     alpha: float = option(0.001, "weight of cheapness in the choice metric", low=0, high=1)
@@ -85,8 +90,10 @@ class MedDANetOptions(TrainingOptions):
         wanted = max(round(2 / 3 * self.num_epochs), 1) if self.leave_epoch is None else self.leave_epoch
         return min(wanted, self.decision_start)
 
-    def metric(self, costs: Sequence[float]) -> ChoiceMetric:
+    def metric(self, costs: Sequence[float]) -> "ChoiceMetric":
         """What a candidate is worth on a slice; `costs` as `choice.scaled_costs` gives them."""
+        from nnunet_ext.med_danet.choice import ChoiceMetric  # imports torch, which reading options does not need
+
         return ChoiceMetric(costs, self.alpha, self.softmax, self.cost, self.score, self.label_views)
 
     def weights(self, candidates: int) -> list[float]:

@@ -22,7 +22,7 @@ class MedTuningOptions(TrainingOptions):
     warmup_epochs: int | None = option(None, "epochs in which the rate rises; null: a tenth of all", low=0)
     cosine_epochs: int | None = option(None, "length of the cosine after them; null: what is left", low=1)
     pretrained: bool = option(True, "start from pretrained weights of the backbone; false: from random ones")
-    weights_file: str | None = option(None, "file of these weights; null: timm's cache or hub")
+    weights_file: str | None = option(None, "file of these weights; null: timm's cache or hub", is_file=True)
     weights_sha256: str | None = option(None, "SHA256 that the weights must have; null: any")
 
     def __post_init__(self) -> None:

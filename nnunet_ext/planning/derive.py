@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import Method
 from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
-from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown, with_whole_paths
+from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
 from nnunet_ext.planning.plans_files import check_plans_name
 from nnunet_ext.planning.resampling import SETTING, with_resampling
 
@@ -42,7 +42,8 @@ def derive_plans(
     Raises:
         ConfigurationError: unknown or bad setting, unsuitable configuration, a network that cannot be built.
     """
-    settings = with_whole_paths(settings or {}, Path.cwd())
+    settings = dict(settings or {})
+    settings.update(method.options_class().files_in(settings, Path.cwd()))
     check_plans_name(name)
     known = known_settings(method)
     refuse_unknown(settings, known, f"setting of {method.title}")

@@ -14,9 +14,11 @@ PLANS_KEY = "nnunet_ext"
 Options = TypeVar("Options", bound="TrainingOptions")
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with a help text and inclusive limits."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, is_file: bool = False
+) -> Any:
+    """A dataclass field with a help text and inclusive limits, or that names a file."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "is_file": is_file})
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class TrainingOptions:
         refuse_unknown(values, known, f"training option of {cls.__name__}")
         hints = get_type_hints(cls)
         return cls(**{name: _checked(known[name], hints[name], value) for name, value in values.items()})
+
+    @classmethod
+    def files_in(cls, settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
+        """Option -> absolute path, for those of the settings that name files, seen from `folder`.
+
+        Plans are read in other folders than they were made in.
+        """
+        names = [f.name for f in fields(cls) if f.metadata.get("is_file") and isinstance(settings.get(f.name), str)]
+        return {name: str(folder / Path(settings[name]).expanduser()) for name in names}
 
     def of_length(self: Options, num_epochs: int) -> Options:
         """The same options for a training of so many epochs.
@@ -78,17 +89,6 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> Non
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigurationError(f"Unknown {what}: {', '.join(unknown)}. Known: {', '.join(known)}.")
-
-
-def with_whole_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings with the files that options called `*_file` name as absolute paths, seen from `folder`.
-
-    Plans are read in other folders than they were made in.
-    """
-    return {
-        key: str(folder / Path(value).expanduser()) if key.endswith("_file") and isinstance(value, str) else value
-        for key, value in settings.items()
-    }
 
 
 def architecture_options(network_class: type) -> dict[str, Any]:

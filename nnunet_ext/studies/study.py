@@ -13,7 +13,7 @@ import yaml
 from nnunet_ext.challenges.metrics import PLAIN_MEASURES
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, Method, get_method, method_of_trainer
-from nnunet_ext.planning.options import refuse_unknown, with_whole_paths
+from nnunet_ext.planning.options import refuse_unknown
 from nnunet_ext.planning.plans_files import check_plans_name
 
 STOCK = "nnUNetTrainer"
@@ -291,10 +291,6 @@ def _entry(
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigurationError(f"'set' must hold options and their values, found {settings!r}.")
     _check_json(settings)
-    settings = with_whole_paths(settings, folder)
-    for key, value in settings.items():
-        if key.endswith("_file") and isinstance(value, str) and not Path(value).is_file():
-            raise ConfigurationError(f"{key} {value} does not exist. Paths are those beside the study file.")
     method, presets = _method_and_presets(content)
     if method is not None and "trainer" in content:
         raise ConfigurationError("Give either 'method' (or 'preset'), or 'trainer' and 'plans'.")
@@ -315,7 +311,11 @@ def _entry(
     if method is None:
         trainer = _stock_trainer(trainer, schedule)
     else:
-        settings = {**{SCHEDULE[key]: value for key, value in schedule.items()}, **settings}
+        files = method.options_class().files_in(settings, folder)
+        for key, file in files.items():
+            if not Path(file).is_file():
+                raise ConfigurationError(f"{key} {file} does not exist. Paths are those beside the study file.")
+        settings = {**{SCHEDULE[key]: value for key, value in schedule.items()}, **settings, **files}
     plans = f"{source}_{name}" if settings or presets else source
     check_plans_name(plans)
     return Entry(name, trainer, plans, configuration, source, planner, method, presets, settings)

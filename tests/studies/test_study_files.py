@@ -1,6 +1,8 @@
 """A bad study ends in a sentence before any job; a good one says what is trained, with which plans and schedule."""
 
 import json
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -301,6 +303,16 @@ def test_nnunets_plans_get_another_batch(place):
     assert cli.main(layout.derive_words(study.entries[0])[1:]) == 0
     assert json.loads((folder / "nnUNetPlans_a.json").read_text())["configurations"]["3d_fullres"]["batch_size"] == 7
     check_study(layout)
+
+
+def test_a_study_is_read_without_torch(tmp_path):
+    entries = ", ".join(f"{{name: {name}, method: {name}}}" for name, method in METHODS.items() if method.predicts)
+    study = write(tmp_path, one(entries))
+    code = (
+        "import sys, pathlib; from nnunet_ext.studies.study import read_study; "
+        f"read_study(pathlib.Path({str(study)!r})); print(sorted({{'torch', 'nnunetv2'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_paths_are_those_beside_the_study(tmp_path):
