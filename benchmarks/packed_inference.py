@@ -2,7 +2,8 @@
 
     python benchmarks/packed_inference.py --threads 1 2 --out benchmarks/results/packed_inference.json
 
-Both of its modes: float32, and the one of 16 bits (`nnUNet_ext_packed=bf16`).
+Both of its modes: float32, and the one of 16 bits (`nnUNet_ext_packed=bf16`); with --connection-block 1 16, the paper's
+single connections and blocks of 16.
 Opponents: PlainConvUNet in torch float32 (what nnU-Net runs on a CPU), in torch under bfloat16 autocast where the
 processor has bfloat16, and in OpenVINO, float32 and bfloat16, where that is installed; and the same E2ENet in torch
 (dense convolutions over masked weights). All keep freed memory, as `nnunet_ext predict` does. A ratio is the opponent's
@@ -84,12 +85,17 @@ def error(found, exact):
     return {"norm": float((found.float() - exact).norm() / exact.norm()), "equal labels": float(equal)}
 
 
-def opponents(patch, sparsities):
+def opponents(patch, sparsities, blocks):
     strides = strides_of(patch)
     x = torch.randn(1, 1, *patch)
     plain = unet(1, CLASSES, strides).eval()
     plain.decoder.deep_supervision = False
-    ours = {s: E2ENet(1, CLASSES, strides=strides, sparsity=s).eval() for s in sparsities}
+    ours = {
+        f"{s}{f', blocks of {block}' if block > 1 else ''}": E2ENet(
+            1, CLASSES, strides=strides, sparsity=s, connection_block=block
+        ).eval()
+        for block, s in itertools.product(blocks, sparsities)
+    }
     return strides, x, plain, ours
 
 
@@ -151,6 +157,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", action="append", help="D,H,W; may be given again")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.9])
+    parser.add_argument("--connection-block", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dense-rounds", type=int, default=2, help="rounds with E2ENet in torch, which takes long")
@@ -178,7 +185,7 @@ def main():
             name = f"{'x'.join(map(str, patch))}, {threads} threads"
             if name in report["patches"]:
                 continue
-            report["patches"][name] = measure(*opponents(patch, args.sparsity), args.rounds, args.dense_rounds)
+            report["patches"][name] = measure(*opponents(patch, args.sparsity, args.connection_block), args.rounds, args.dense_rounds)
             print(json.dumps({name: report["patches"][name]}, indent=2), flush=True)
             if args.out:
                 args.out.write_text(json.dumps(report, indent=2) + "\n")

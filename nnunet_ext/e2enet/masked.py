@@ -95,6 +95,10 @@ class SparseConnections(nn.Module):
         """Fills the slots from a dense `weight`, drawn without replacement."""
         raise NotImplementedError
 
+    def active_connections(self) -> Connections:
+        """The kernels by output channel, for code that computes nothing for the others."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def overwrite(self, slots: Tensor, content: Tensor, pool: int = 0) -> None:
         """Gives `slots` (int64 `[n]`) of a pool to other candidates (int64 `[n]`), which start at zero."""
@@ -218,7 +222,7 @@ class KernelSlots(SparseConnections):
 
     @torch.no_grad()
     def active_connections(self) -> Connections:
-        """The kernels by output channel, for code that computes nothing for the others."""
+        """See `SparseConnections`."""
         rows, columns = self.index // self.dense_shape[1], self.index % self.dense_shape[1]
         outputs, inputs = (rows, columns) if self.outputs_first else (columns, rows)
         order = torch.argsort(outputs * self.kernels + inputs)

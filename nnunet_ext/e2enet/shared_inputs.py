@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.e2enet.depth_shift import add_shifted, gather_shifted, shifted_concat, split_shifted
-from nnunet_ext.e2enet.masked import SparseConnections, active_kernels, problem_of_index
+from nnunet_ext.e2enet.masked import Connections, SparseConnections, active_kernels, problem_of_index
 from nnunet_ext.layers.convolutions import convolution_gradients
 
 Shifts = Sequence[tuple[int, int]]
@@ -100,6 +100,15 @@ class SharedInputs(SparseConnections):
         for values, inputs, rows in zip(self.values, self.inputs, groups, strict=True):
             inputs.copy_(torch.randperm(self.candidates)[: len(inputs)].sort().values)
             values.copy_(rows.index_select(1, inputs))
+
+    @torch.no_grad()
+    def active_connections(self) -> Connections:
+        """See `SparseConnections`; the outputs of a group have the same inputs."""
+        groups, block, fan_in = self.values.shape[:3]
+        inputs, order = self.inputs.sort(1)
+        kernels = [values.index_select(1, slots) for values, slots in zip(self.values, order, strict=True)]
+        starts = torch.arange(groups * block + 1, device=inputs.device) * fan_in
+        return Connections(starts, inputs.repeat_interleave(block, 0).flatten(), torch.cat(kernels).flatten(0, 1))
 
     def _by_output(self, weight: Tensor) -> Tensor:
         """The weight with its outputs first, and back."""

@@ -78,6 +78,8 @@ def assert_equal(network, x):
         {"sparsity": 0.1},
         {"sparsity": 0.95},
         {"density_overrides": {"6": 0.5}},
+        {"connection_block": 16, "strides": ANISOTROPIC},
+        {"connection_block": 4, "sparsity": 0.6, "shift_size": 2},
         {"features_per_stage": [5, 33, 17, 40]},
     ],
     ids=str,
@@ -148,12 +150,11 @@ def test_every_preset_equals_torch_or_names_why_not(preset, capsys):
     arch = {k: v for k, v in PRESETS[preset].items() if k in ARCHITECTURE}
     arch.pop("density_overrides", None)  # names the paper's widths
     network, x = build(**arch), torch.randn(1, 1, 16, 24, 24)
-    reason = "3x3x3" if arch.get("kernel_size") == [3, 3, 3] else "in blocks" if "connection_block" in arch else None
-    if reason is not None:
+    if arch.get("kernel_size") == [3, 3, 3]:
         with torch.inference_mode():
             found = network(x)
         assert torch.equal(found, with_torch(network, x))
-        assert reason in capsys.readouterr().out
+        assert "3x3x3" in capsys.readouterr().out
     else:
         assert_equal(network, x)
 
@@ -377,9 +378,10 @@ def test_200_packs_leak_nothing():
 # 16 bits
 
 
+@pytest.mark.parametrize("block", [1, 4, 16])
 @pytest.mark.parametrize("strides, batch, size", [(ISOTROPIC, 1, (24, 32, 40)), (ANISOTROPIC, 3, (3, 33, 46))], ids=str)
-def test_the_mode_of_16_bits_is_asked_for_and_less_exact(strides, batch, size, monkeypatch, capsys):
-    network, x = build(strides=strides), torch.randn(batch, 1, *size)
+def test_the_mode_of_16_bits_is_asked_for_and_less_exact(strides, batch, size, block, monkeypatch, capsys):
+    network, x = build(strides=strides, connection_block=block), torch.randn(batch, 1, *size)
     exact = with_torch(copy.deepcopy(network).double(), x.double())
     whole = with_engine(network, x)
     monkeypatch.setenv(dispatch.SWITCH, "bf16")

@@ -553,25 +553,6 @@ def test_a_transfer_between_forms_is_refused():
         transfer(blocks, small(**{**widths, "sparsity": 0.75}))
 
 
-# prediction on a CPU
-
-
-def test_the_engine_leaves_blocks_to_torch_and_says_so(capsys, monkeypatch):
-    from nnunet_ext.e2enet.packed import dispatch
-
-    monkeypatch.setattr(dispatch, "_said", set())
-    network, x = small().eval(), torch.randn(1, 1, 8, 16, 16)
-    network.deep_supervision = False
-    assert network.reason_against_sparse_engine() == "connections in blocks (connection_block 2) are not packed"
-    with torch.inference_mode():
-        found = network(x)
-    assert found.isfinite().all() and network not in dispatch._packs
-    assert capsys.readouterr().out.splitlines() == [
-        "nnunet_ext: E2ENet predicts with torch's convolutions: "
-        "connections in blocks (connection_block 2) are not packed."
-    ]
-
-
 def test_nan_spreads_to_what_reads_it_alone():
     """A masked convolution multiplies it by zeros, and so spreads it everywhere."""
     module = SharedInputConv3d(4, 4, 1, density=0.5, connection_block=2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE  # of every LeakyReLU, which the layers that read a volume apply
-from nnunet_ext.e2enet.masked import Connections, KernelSlots
+from nnunet_ext.e2enet.masked import Connections, SparseConnections
 from nnunet_ext.e2enet.packed.library import Channel, Layer, engine, instruction_set, stored_type
 
 CONVOLUTION, POINTWISE, POOLING = range(3)
@@ -122,7 +122,7 @@ class Weights:
 
 def connections(conv: Any) -> Connections:
     """The rows of a convolution, masked or dense."""
-    if isinstance(conv, KernelSlots):
+    if isinstance(conv, SparseConnections):
         return conv.active_connections()
     weight = conv.weight.detach()
     if isinstance(conv, nn.ConvTranspose3d):
@@ -290,7 +290,7 @@ class Program:
         conv = block.conv
         out = self._volume(conv.out_channels, height, width, depth)
         out.normed = (self.arena.take(out.channels * out.lanes), self.arena.take(out.channels * out.lanes))
-        dense = not isinstance(conv, KernelSlots) or conv.count_active() > DENSE * conv.kernels
+        dense = not isinstance(conv, SparseConnections) or conv.count_active() > DENSE * conv.kernels
         flat = stride[1] == stride[2] == 1
         pairs = 0 if not self.dots else ROW_PAIRS if flat and not dense else CHANNEL_PAIRS
         points = {1: 3, 2: 4, 4: 8 if self.dots else 6}

@@ -12,21 +12,16 @@ from torch.nn.modules import module as torch_modules
 
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d
-from nnunet_ext.e2enet.shared_inputs import SharedInputs
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d, SharedInputConvTranspose3d
 
-CONVOLUTIONS = (nn.Conv3d, MaskedConv3d)
-UPSAMPLINGS = (nn.ConvTranspose3d, MaskedConvTranspose3d)
+CONVOLUTIONS = (nn.Conv3d, MaskedConv3d, SharedInputConv3d)
+UPSAMPLINGS = (nn.ConvTranspose3d, MaskedConvTranspose3d, SharedInputConvTranspose3d)
 ONE = (1, 1, 1)
 
 
 def reason_against(network: Any) -> str | None:
     """The first thing about an `E2ENet` that the engine does not know, in words; None where it knows all."""
-    return next(chain(_blocks(network), _hooks(network), _parts(network), _tensors(network)), None)
-
-
-def _blocks(network: Any) -> Iterator[str]:
-    if any(isinstance(module, SharedInputs) for module in network.modules()):
-        yield f"connections in blocks (connection_block {network.connection_block}) are not packed"
+    return next(chain(_hooks(network), _parts(network), _tensors(network)), None)
 
 
 def _hooks(network: Any) -> Iterator[str]:
