@@ -185,7 +185,8 @@ def main():
             name = f"{'x'.join(map(str, patch))}, {threads} threads"
             if name in report["patches"]:
                 continue
-            report["patches"][name] = measure(*opponents(patch, args.sparsity, args.connection_block), args.rounds, args.dense_rounds)
+            networks = opponents(patch, args.sparsity, args.connection_block)
+            report["patches"][name] = measure(*networks, args.rounds, args.dense_rounds)
             print(json.dumps({name: report["patches"][name]}, indent=2), flush=True)
             if args.out:
                 args.out.write_text(json.dumps(report, indent=2) + "\n")
