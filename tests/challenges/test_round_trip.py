@@ -118,9 +118,8 @@ def source_image(root, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "trained", [("Task05_Prostate",), pytest.param(("Task05_Prostate", "Task10_Colon"), marks=only_if_all)], ids=len
-)
+@only_if_all
+@pytest.mark.parametrize("trained", [("Task05_Prostate",), ("Task05_Prostate", "Task10_Colon")], ids=len)
 def test_from_the_decathlon_to_the_upload(tmp_path, monkeypatch, capsys, trained):
     """Tasks with two channels in one file, or labels in floating point numbers, are trained. The others are filled."""
     references, predicted = {}, {}

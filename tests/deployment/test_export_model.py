@@ -459,9 +459,8 @@ def test_the_second_stage_of_a_cascade_has_no_label_maps_to_compare(model, image
 @pytest.mark.parametrize(
     "name",
     [
-        "nnUNetTrainer",
         "MedTuningTrainer",
-        *(pytest.param(f"{name}Trainer", marks=thorough) for name in ("E2ENet", "MedDANet")),
+        *(pytest.param(f"{name}Trainer", marks=thorough) for name in ("nnUNet", "E2ENet", "MedDANet")),
     ],
 )
 def test_stock_commands_predict_the_same_from_it(name, images, tmp_path):

@@ -1,8 +1,8 @@
 """Runs the engine compiled with a sanitizer over drawn networks: `python packed_sanitized.py SANITIZER CASES [SEED]`.
 
 SANITIZER is `address,undefined`, `thread` or `none`. Each case draws strides, widths, size, depth, batch, channels,
-shifts, kernel axis, sparsity, segments of the width and threads, and runs in float32 and in 16 bits. The arena is
-filled with NaN before the second of two passes, which must give the same, and the first must be the masked network's.
+shifts, kernel axis, sparsity, blocks, segments of the width and threads, and runs in float32 and in 16 bits. The arena
+is filled with NaN before the second of two passes, which must give the same, and the first must be the masked network's.
 The sanitizer's library has to be preloaded; `test_packed_sanitizers.py` does that in a process of its own.
 ATEN_CPU_CAPABILITY (avx512, avx2, default) chooses the vectors, CXX the compiler.
 """
@@ -42,6 +42,7 @@ def drawn(rng):
             "shift_size": rng.choice((0, 1, 1, 2, 3, 7)),
             "sparsity": rng.choice((None, 0.3, 0.8, 0.8, 0.97)),
         }
+        kwargs["connection_block"] = rng.choice((1, 4)) if kwargs["sparsity"] else 1
         shape = (rng.randint(1, 5), rng.randint(1, 5), *size)
         if shape[0] * voxels * sum(kwargs["features_per_stage"]) <= LARGEST:
             return kwargs, shape

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from contract.on_request import thorough
 
 from nnunet_ext.e2enet.packed.library import compiler
 
@@ -18,7 +19,10 @@ def runtime(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitizer, name", [("address,undefined", "libasan.so"), ("thread", "libtsan.so")])
+@pytest.mark.parametrize(
+    "sanitizer, name",
+    [("address,undefined", "libasan.so"), pytest.param("thread", "libtsan.so", marks=thorough)],
+)
 def test_no_report(sanitizer, name, tmp_path):
     library = runtime(name)
     if library is None:
