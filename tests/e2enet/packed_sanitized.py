@@ -2,7 +2,7 @@
 
 SANITIZER is `address,undefined`, `thread` or `none`. Each case draws strides, widths, size, depth, batch, channels,
 shifts, kernel axis, sparsity, blocks, segments of the width and threads, and runs in float32 and in 16 bits. The arena
-is filled with NaN before the second of two passes, which must give the same, and the first must be the masked network's.
+is filled with NaN before the second of two passes, which must give the same, and the first must be the network's own.
 The sanitizer's library has to be preloaded; `test_packed_sanitizers.py` does that in a process of its own.
 ATEN_CPU_CAPABILITY (avx512, avx2, default) chooses the vectors, CXX the compiler.
 """
