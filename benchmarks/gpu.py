@@ -81,7 +81,7 @@ def unet(kind, blocks, size):
     strides = strides_of(size)
     levels = len(strides)
     common = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "nonlin": nn.LeakyReLU}
-    widths = [min(32 * 2**level, 320) for level in range(levels)]
+    widths = [min(32 * 2**level, 320) // NARROW["unet"] for level in range(levels)]
     return kind(
         1, levels, widths, nn.Conv3d, 3, strides, blocks[:levels], CLASSES,
         [blocks[-1] if kind is PlainConvUNet else 1] * (levels - 1), conv_bias=True, deep_supervision=True,
@@ -90,7 +90,12 @@ def unet(kind, blocks, size):
 
 
 COMPILED_TINY = ("E2ENet S=.8", "Med-Tuning med_adapter")
-NARROW = {"e2enet": {}, "dints": {}, "med_tuning": {}}  # widths of --tiny
+NARROW = {
+    "unet": 1,
+    "e2enet": {},
+    "dints": {},
+    "med_tuning": {},
+}  # of --tiny: what U-Nets' widths are divided by, widths
 
 
 def e2enet(size, **settings):
@@ -111,6 +116,18 @@ def med_danet(size):
 
 def med_tuning(size, **settings):
     return MedTuningNet(1, CLASSES, patch_size=list(size), **settings, **NARROW["med_tuning"])
+
+
+class Fused(nn.Module):
+    """E2ENet whose norms, activations and concatenations are one kernel in eager prediction."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.whole = e2enet(size)
+
+    def forward(self, x):
+        with mock.patch.dict(os.environ, nnUNet_ext_fused="1"):
+            return self.whole(x)
 
 
 class Candidate(nn.Module):
@@ -169,6 +186,7 @@ NETS = [
     Net(*U_NET, 2, CUBE, forms=LAYOUTS),
     Net("ResEnc M", RESENC, 2, CUBE, forms=COMPILED),
     Net(*E2, 2, CUBE, forms=LAYOUTS),
+    Net("E2ENet S=.8, fused", Fused, 2, CUBE, trains=False),
     Net("E2ENet S=.8, keeps everything", partial(e2enet, memory_efficient=False), 2, CUBE),
     Net("E2ENet S=.8, blocks of 16", partial(e2enet, connection_block=16), 2, CUBE, forms=COMPILED),
     Net("E2ENet S=.9, blocks of 16", partial(e2enet, connection_block=16, sparsity=0.9), 2, CUBE),
@@ -235,7 +253,7 @@ def half(device):
 
 
 def supervised(network, on):
-    part = getattr(network, "decoder", network)
+    part = getattr(network, "decoder", getattr(network, "whole", network))
     if isinstance(getattr(part, "deep_supervision", None), bool):
         part.deep_supervision = on
 
@@ -361,7 +379,7 @@ def wanted_speeds(args, report):
             size = [max(16, side // 8) for side in net.size] if args.tiny else list(net.size)
             about = {"section": "speed", "name": net.name, "shape": [net.batch, 1, *size], "form": form}
             there = form in (args.forms or net.forms) and (
-                form == "eager" or not args.tiny or net.name in COMPILED_TINY
+                form == "eager" or not args.tiny or (form == "compiled" and net.name in COMPILED_TINY)
             )
             if there and args.wants(f"{net.label(size)} {form}") and not report.has(**about):
                 yield net, form, size, about
@@ -442,7 +460,7 @@ def first(output):
 
 
 def correctness(args, device, report):
-    size = [16, 32, 32] if args.tiny else [64, 64, 64]
+    size = [16, 16, 16] if args.tiny else [64, 64, 64]
     seen = set()
     for net in args.nets:
         about = {"section": "correctness", "name": net.name}
@@ -598,7 +616,7 @@ def parsed(words):
     args.nets = NETS
     if args.tiny:
         args.rounds, args.nets = 1, list({net.name: net for net in reversed(NETS)}.values())[::-1]
-        NARROW.update(e2enet={"base_features": 8}, dints={"base_features": 4})
+        NARROW.update(unet=8, e2enet={"base_features": 8}, dints={"base_features": 4})
         NARROW["med_tuning"] = {"backbone": "vit_tiny_patch16_224", "depths": [1, 1, 1, 1]}
     return args
 

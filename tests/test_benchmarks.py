@@ -53,4 +53,4 @@ def test_every_network_of_the_gpu_benchmark(tmp_path):
     assert {row["name"] for row in rows if row.get("form") == "compiled"} == {"E2ENet S=.8", "Med-Tuning med_adapter"}
     measured = {row["name"] for row in rows if row["section"] == "speed"}
     assert {row["name"] for row in rows if row["section"] == "correctness"} - {"connections", "routing"} < measured
-    assert len(measured) == 14
+    assert len(measured) == 15
