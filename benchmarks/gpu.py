@@ -94,6 +94,7 @@ NARROW = {
     "unet": 1,
     "e2enet": {},
     "dints": {},
+    "search": {},
     "med_tuning": {},
 }  # of --tiny: what U-Nets' widths are divided by, widths
 
@@ -107,7 +108,7 @@ def dints(size):
 
 
 def dints_search(size):
-    return DiNTSSearchNet(1, CLASSES, **{**search_kwargs(strides_of(size)[:5]), **NARROW["dints"]})
+    return DiNTSSearchNet(1, CLASSES, **{**search_kwargs(strides_of(size)[:5]), **NARROW["dints"], **NARROW["search"]})
 
 
 def med_danet(size):
@@ -376,7 +377,7 @@ def wanted_speeds(args, report):
     """Net, form and size of all rows that are asked for and not there, with what tells the row from others."""
     for form in FORMS:
         for net in args.nets:
-            size = [max(16, side // 8) for side in net.size] if args.tiny else list(net.size)
+            size = [max(16 if side > 32 else 4, side // 8) for side in net.size] if args.tiny else list(net.size)
             about = {"section": "speed", "name": net.name, "shape": [net.batch, 1, *size], "form": form}
             there = form in (args.forms or net.forms) and (
                 form == "eager" or not args.tiny or (form == "compiled" and net.name in COMPILED_TINY)
@@ -527,8 +528,11 @@ def phantoms():
         folders = {f"nnUNet_{name}": f"{root}/{name}" for name in ("raw", "preprocessed", "results")}
         with mock.patch.dict(os.environ, folders):
             generate_dataset(f"{root}/raw/Dataset998_Phantoms", 5, 0, (16, 32, 32))
-            words = ["-d", 998, "-c", "3d_fullres", "-np", 1, "-npfp", 1]
-            command("nnUNetv2_plan_and_preprocess", *words)
+            # In this process, which is faster; nnU-Net reads its folders when it is imported.
+            from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
+
+            with mock.patch.object(sys, "argv", ["", *"-d 998 -c 3d_fullres -np 1 -npfp 1".split()]):
+                plan_and_preprocess_entry()
             yield 998
 
 
@@ -616,7 +620,7 @@ def parsed(words):
     args.nets = NETS
     if args.tiny:
         args.rounds, args.nets = 1, list({net.name: net for net in reversed(NETS)}.values())[::-1]
-        NARROW.update(unet=8, e2enet={"base_features": 8}, dints={"base_features": 4})
+        NARROW.update(unet=8, e2enet={"base_features": 8}, dints={"base_features": 4}, search={"num_layers": 3})
         NARROW["med_tuning"] = {"backbone": "vit_tiny_patch16_224", "depths": [1, 1, 1, 1]}
     return args
 

@@ -4,7 +4,8 @@
 
 Operations that compute or copy are counted on torch's meta device, in a forward pass without gradients and in a step
 (forward, backward; no optimizer), in float32. Views and allocations are none. Mixed precision adds casts;
-`torch.compile` fuses most of what lies between convolutions and products. Routing is not here, because it depends on the image, nor what Triton does.
+`torch.compile` fuses most of what lies between convolutions and products. Routing is not here, because it depends on
+the image, nor what Triton does.
 """
 
 import argparse
