@@ -30,6 +30,7 @@ python3 -m pip wheel -q --no-deps -w "$folder/wheels" acvl-utils .
     xz -T0 -6 SimpleITK/_SimpleITK*.so
 )
 cp -r "$dataset" "$folder/"
+rm -rf "$folder"/Dataset*/imagesTs  # nothing is predicted
 cat > "$folder/setup.sh" <<'SETUP'
 # To be sourced: installs without a network, sets nnU-Net's folders below the one that is given or /tmp, plans and
 # preprocesses.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.e2enet.depth_shift import ChannelSplit, channel_shifts, shifted_concat
+from nnunet_ext.e2enet.fused import Pending, concatenate, fuses, written
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d
 from nnunet_ext.e2enet.rebuilding import can_rebuild, convolve, norm_and_activation, rebuilding_convolution, rebuilds
 from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d, SharedInputConvTranspose3d
@@ -66,15 +67,19 @@ class ConvBlock(nn.Module):
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
-    def forward(self, *sources: Tensor, through: Sequence[nn.Module | None] | None = None) -> Tensor:
+    def forward(self, *sources: Any, through: Sequence[nn.Module | None] | None = None) -> Any:
         """`sources`: tensors -> `[B, C_out, D', H', W']`; each source comes through a module where one is given.
 
-        What the convolution reads are tensors `[B, C_i, D, H, W]` of one size.
+        What the convolution reads are tensors `[B, C_i, D, H, W]` of one size. With `nnUNet_ext_fused=1` blocks
+        take and give `fused.Pending` instead of tensors in prediction.
         """
         through = through or [None] * len(sources)
         if self.memory_efficient and rebuilds() and can_rebuild(self.conv, self.norm, self.act):
             z = rebuilding_convolution(self.conv, sources, through, self.shifts, self.shift_axis)
             return norm_and_activation(z, self.norm, self.act.negative_slope)
+        if fuses(sources[0]) and can_rebuild(self.conv, self.norm, self.act):
+            return Pending(self._of_pending(sources, through), self.norm, self.act.negative_slope)
+        sources = tuple(map(written, sources))
 
         def parts(*sources: Tensor) -> list[Tensor]:
             return [s if module is None else module(s) for s, module in zip(sources, through, strict=True)]
@@ -93,6 +98,13 @@ class ConvBlock(nn.Module):
             z = self.conv(x, gathered=True) if isinstance(self.conv, SharedInputConv3d) else self.conv(x)
             return checkpoint(finish, z, use_reentrant=False, preserve_rng_state=False)
         return finish(convolve(self.conv, parts(*sources), self.shifts, self.shift_axis))
+
+    def _of_pending(self, sources: Sequence[Any], through: Sequence[nn.Module | None]) -> Tensor:
+        """The convolution of sources whose norm and activation are not computed yet (see `fused.py`)."""
+        parts = [s if module is None else module(written(s)) for s, module in zip(sources, through, strict=True)]
+        if isinstance(self.conv, SharedInputConv3d):
+            return self.conv([written(part) for part in parts], self.shifts)
+        return self.conv(concatenate(parts, self.shifts, self.shift_axis))
 
 
 class FusionNode(nn.Module):

@@ -52,8 +52,8 @@ def shifted_concat(sources: list[Tensor], shifts: list[tuple[int, int]], axis: i
     if not shifts:
         return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
     if torch.compiler.is_compiling():  # which cannot trace the function without gradients, and fuses this
-        segments = _segments([s.shape[1] for s in sources], shifts)
-        parts = [_shifted(sources[n][:, first:end], shift, axis + 2) for n, first, end, _, shift in segments]
+        runs = segments([s.shape[1] for s in sources], shifts)
+        parts = [_shifted(sources[n][:, first:end], shift, axis + 2) for n, first, end, _, shift in runs]
         return torch.cat(parts, 1)
     return _ShiftedConcat.apply(shifts, axis, *sources)
 
@@ -63,8 +63,8 @@ def split_shifted(grad: Tensor, channels: list[int], shifts: list[tuple[int, int
     if not shifts:
         return list(grad.split(channels, 1))
     grads = [grad.new_empty(len(grad), count, *grad.shape[2:]) for count in channels]
-    for source, first, end, start, shift in _segments(channels, shifts):
-        _copy_shifted(grads[source][:, first:end], grad[:, start : start + end - first], -shift, axis + 2)
+    for source, first, end, start, shift in segments(channels, shifts):
+        copy_shifted(grads[source][:, first:end], grad[:, start : start + end - first], -shift, axis + 2)
     return grads
 
 
@@ -105,7 +105,7 @@ def _picked(
         yield 0, slice(None), wanted, 0
         return
     ascending, first = wanted.tolist(), 0
-    for source, start_in_source, end, start, shift in _segments(channels, shifts or [(sum(channels), 0)]):
+    for source, start_in_source, end, start, shift in segments(channels, shifts or [(sum(channels), 0)]):
         last = bisect_left(ascending, start + end - start_in_source, first)
         if last > first:
             yield source, slice(first, last), wanted[first:last] - (start - start_in_source), shift
@@ -118,7 +118,7 @@ def _overlap(depth: int, shift: int) -> tuple[int, int, int]:
     return (depth - kept, 0, kept) if shift > 0 else (0, depth - kept, kept)
 
 
-def _segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
+def segments(channels: list[int], shifts: list[tuple[int, int]]) -> tuple[tuple[int, int, int, int, int], ...]:
     """Runs of channels with one source and one shift: (source, first, end, first in the output, shift)."""
     runs = []
     group, left, start = 0, shifts[0][0], 0
@@ -143,7 +143,7 @@ def _shifted(x: Tensor, shift: int, dim: int) -> Tensor:
     return torch.cat([zeros, inside] if shift > 0 else [inside, zeros], dim) if shift else x
 
 
-def _copy_shifted(out: Tensor, x: Tensor, shift: int, dim: int) -> None:
+def copy_shifted(out: Tensor, x: Tensor, shift: int, dim: int) -> None:
     """out[d] = x[d - shift], zero where d - shift lies outside."""
     depth = x.shape[dim]
     to, start, kept = _overlap(depth, shift)
@@ -165,8 +165,8 @@ class _ShiftedConcat(torch.autograd.Function):
         shape = list(sources[0].shape)
         shape[1] = sum(ctx.channels)
         out = sources[0].new_empty(shape, dtype=dtype)
-        for n, first, end, start, shift in _segments(ctx.channels, shifts):
-            _copy_shifted(out[:, start : start + end - first], sources[n][:, first:end], shift, axis + 2)
+        for n, first, end, start, shift in segments(ctx.channels, shifts):
+            copy_shifted(out[:, start : start + end - first], sources[n][:, first:end], shift, axis + 2)
         return out
 
     @staticmethod

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nnunet_ext.costs.complexity import kept_elements
 from nnunet_ext.e2enet.blocks import NEGATIVE_SLOPE, ConvBlock, FusionNode, Sparse
 from nnunet_ext.e2enet.depth_shift import ChannelSplit
+from nnunet_ext.e2enet.fused import written
 from nnunet_ext.e2enet.masked import SparseConnections, masked_modules
 from nnunet_ext.e2enet.packed.dispatch import packed_logits, reason_against_engine, release
 from nnunet_ext.e2enet.rebuilding import can_rebuild, rebuilding_convolution, rebuilds
@@ -181,10 +182,10 @@ class E2ENet(nn.Module):
         logits = [self._crop(self._head(head, ends[-1 - level]), size, level) for level, head in enumerate(heads)]
         return logits if self.deep_supervision else logits[0]
 
-    def _head(self, head: nn.Module, x: Tensor) -> Tensor:
+    def _head(self, head: nn.Module, x: Any) -> Tensor:
         if self.memory_efficient and rebuilds() and can_rebuild(head):
             return rebuilding_convolution(head, [x])
-        return head(x)
+        return head(written(x))
 
     def reason_against_sparse_engine(self) -> str | None:
         """Why the engine of active connections cannot compute this network here; None where it can."""

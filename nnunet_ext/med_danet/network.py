@@ -20,6 +20,8 @@ from nnunet_ext.med_danet.routing import IN_PLANE, choices_of, mean_of_mirrored,
 # Where tiles overlap that decided differently, votes are averaged. A margin of 5 is below that of most pixels which a
 # trained candidate calls foreground (medians of 6.5 to 10 were seen): what it has found outweighs as many skips.
 SKIP_LOGIT = 2.5
+FLIPS: tuple[list[int], ...] = ([], [IN_PLANE[0]], [IN_PLANE[1]], [*IN_PLANE])
+FEW_SIZES_ON = ("cuda",)  # devices whose compiled candidates get groups of few sizes
 
 
 class SkipVote(nn.Module):
@@ -166,13 +168,16 @@ class MedDANet(nn.Module):
         logits = logits[0] if isinstance(logits, (list, tuple)) else logits
         return logits[:count]
 
-    def shares(self, x: Tensor) -> Tensor:
+    def shares(self, x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
         """What the decision network gives to skip and to each candidate, `[B, D, choices]` in float32 (2D: D = 1).
 
-        The mean of the softmax over the slices' flips: mirrored images have the same.
+        The mean of the softmax over the slices' flips along `axes`, by default `mirror_axes`: mirrored images have the
+        same.
         """
+        if axes is None:
+            axes = [axis for axis, mirrors in zip(IN_PLANE, self.mirror_axes.tolist(), strict=True) if mirrors]
         slices = self.fold(x)
-        shares = self.decision(mirrored(slices, self._axes())).float().softmax(1)
+        shares = self.decision(mirrored(slices, axes)).float().softmax(1)
         return mean_of_mirrored(shares, len(slices)).unflatten(0, (len(x), -1))
 
     def choices(self, x: Tensor) -> list[int]:
@@ -185,14 +190,16 @@ class MedDANet(nn.Module):
         nnU-Net predicts an image's flips one after the other: what was decided for one of them a moment ago holds.
         """
         state = torch.cat([value.detach().flatten().float() for value in self._deciding()])
-        if self._latest is None or not self._latest.holds_for(x, state, self._axes()):
-            shares = self.shares(x)
-            choices = choices_of(shares, self.skip_threshold, int(self.skip_neighbours)).flatten().tolist()
+        same = state.new_zeros(len(FLIPS)) if self._latest is None else self._latest.holds_for(x, state)
+        # All that the CPU must know comes at once, because it waits for the card each time.
+        neighbours, *told = torch.cat([state[-3:], same]).tolist()
+        axes = [axis for axis, mirrors in zip(IN_PLANE, told, strict=False) if mirrors]
+        holds = any(equal and set(flip) <= set(axes) for flip, equal in zip(FLIPS, told[2:], strict=True))
+        if self._latest is None or not holds:
+            shares = self.shares(x, axes)
+            choices = choices_of(shares, self.skip_threshold, int(neighbours)).flatten().tolist()
             self._latest = Decided(x.detach().clone(), state, shares, choices)
         return self._latest
-
-    def _axes(self) -> list[int]:
-        return [axis for axis, mirrors in zip(IN_PLANE, self.mirror_axes.tolist(), strict=True) if mirrors]
 
     def _deciding(self) -> list[Tensor]:
         rules = [self.skip_threshold, self.skip_neighbours, self.mirror_axes]
@@ -210,14 +217,25 @@ class MedDANet(nn.Module):
         results = []
         with _NoBenchmark(slices):
             for choice, numbers in groups.items():
-                where = torch.tensor(numbers, device=slices.device)
-                results.append((where, self._segment(choice - 1, slices.index_select(0, where))))
+                size = self._group_size(choice - 1, len(numbers), slices)
+                filled = torch.tensor(numbers + numbers[:1] * (size - len(numbers)), device=slices.device)
+                logits = self._segment(choice - 1, slices.index_select(0, filled))
+                results.append((filled[: len(numbers)], logits[: len(numbers)]))
         dtype = results[0][1].dtype if results else slices.dtype
         shape = (len(slices), self.num_classes, *slices.shape[2:])
         logits = self.skip.logits.to(dtype).view(1, -1, 1, 1).expand(shape).contiguous()
         for where, result in results:
             logits.index_copy_(0, where, result.to(dtype))
         return self.unfold(logits, x)
+
+    def _group_size(self, index: int, count: int, slices: Tensor) -> int:
+        """To how many a group is filled up by repeating a slice: CUDA graphs, and guards, are made for each size.
+
+        A power of two, or all slices of the tile. In training every slice counts in the statistics.
+        """
+        if not self._compiled or self.candidates[index].training or slices.device.type not in FEW_SIZES_ON:
+            return count
+        return min(1 << (count - 1).bit_length(), len(slices))
 
     def _arrange_for_cpus(self) -> None:
         """Channels last in memory, where torch's convolutions are faster so: U-Nets by a tenth, decisions by half."""
@@ -273,14 +291,12 @@ class Decided(NamedTuple):
     shares: Tensor
     choices: list[int]
 
-    def holds_for(self, x: Tensor, state: Tensor, axes: list[int]) -> bool:
-        """Whether `x` is the image, or its flip along some of the axes, and nothing that decides has changed."""
+    def holds_for(self, x: Tensor, state: Tensor) -> Tensor:
+        """`[4]`, for each of `FLIPS`: 1 where `x` is the image so flipped and nothing that decides has changed."""
         if (x.shape, x.dtype, x.device) != (self.x.shape, self.x.dtype, self.x.device):
-            return False
-        if not torch.equal(state, self.state):
-            return False
-        flips: list[list[int]] = [[], *([axis] for axis in axes), *([axes] if len(axes) > 1 else [])]
-        return any(torch.equal(x, self.x.flip(flip)) for flip in flips)
+            return state.new_zeros(len(FLIPS))
+        unchanged = (state == self.state).all()
+        return torch.stack([unchanged & (x == self.x.flip(flip)).all() for flip in FLIPS]).to(state.dtype)
 
 
 class _NoBenchmark:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,14 @@ class FrequencyBranch(nn.Module):
         self._make_waves()
         return self
 
-    def forward(self, z: Tensor) -> Tensor:
-        """`z [B, h, D, H, W]` -> the same shape and dtype."""
+    def forward(self, z: Tensor, made: "Filter | None" = None) -> Tensor:
+        """`z [B, h, D, H, W]` -> the same shape and dtype. `made`: this branch's of `filters`, made here if None."""
         dtype = torch.promote_types(z.dtype, torch.float32)
         with without_autocast(z.device):
-            result = self._circulant(z.to(dtype)) if self.form == "circulant" else self._fft(z.to(dtype))
+            if self.form == "circulant":
+                result = self._circulant(z.to(dtype), made or filters([self])[0])
+            else:
+                result = self._fft(z.to(dtype))
         return result.to(z.dtype)
 
     def kernel(self) -> Tensor:
@@ -74,22 +77,42 @@ class FrequencyBranch(nn.Module):
         spectrum = self.weight.flatten()
         return (self.waves @ spectrum).unflatten(0, (2, -1)) / len(spectrum)
 
-    def _circulant(self, z: Tensor) -> Tensor:
+    def _circulant(self, z: Tensor, made: "Filter") -> Tensor:
         tokens = z.movedim(1, -1)
         rows = tokens.flatten(2)  # [B, D, H * W * h]
-        spectrum, bias = self.weight.flatten().to(z.dtype), self.bias.flatten().to(z.dtype)
-        waves, turned = self.waves.to(z.dtype), self.turned.to(z.dtype)
-        # The circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]. The addition theorem
-        # for (d - e) makes sums of products of them: no gather, whose backward pass is random.
-        matrix = (turned * spectrum).flatten(1) @ waves
-        filtered = torch.matmul(matrix, rows)
-        filtered[..., : z.shape[1]] += (waves @ bias).unsqueeze(1) / len(spectrum)
+        filtered = torch.matmul(made.matrix.to(z.dtype), rows)
+        filtered.narrow(-1, 0, z.shape[1]).add_(made.bias.to(z.dtype).unsqueeze(1))  # += would copy it to itself too
         magnitude = torch.linalg.vector_norm(filtered.unflatten(1, (2, -1)), dim=1)
         return magnitude.view(tokens.shape).movedim(-1, 1)
 
     def _fft(self, z: Tensor) -> Tensor:
         spectrum = torch.fft.fftn(z, dim=(2, 3, 4)) * self.weight.to(z.dtype) + self.bias.to(z.dtype)
         return torch.fft.ifftn(spectrum, dim=(2, 3, 4)).abs()
+
+
+class Filter(NamedTuple):
+    """What a frequency branch does to the slices: their product with `matrix [2D, D]`, real parts above the imaginary
+    ones, and `bias [2D]`, which adds to each slice's first token.
+    """
+
+    matrix: Tensor
+    bias: Tensor
+
+
+def filters(branches: Sequence[FrequencyBranch]) -> list[Filter]:
+    """Of frequency branches of one number of slices, all in five kernels; in float32 or better."""
+    first = branches[0]
+    dtype = torch.promote_types(first.weight.dtype, torch.float32)
+    with without_autocast(first.weight.device):
+        waves, turned = first.waves.to(dtype), first.turned.to(dtype)
+        spectra, biases = (
+            torch.cat([getattr(branch, name).flatten(1, 3) for branch in branches]).to(dtype).flatten(1)
+            for name in ("weight", "bias")
+        )
+        # The circulant matrices of the filter's real and imaginary part, M[d, e] = kernel[d - e]. The addition theorem
+        # for (d - e) makes sums of products of them: no gather, whose backward pass is random.
+        matrices = (turned * spectra[:, None, None]).flatten(2) @ waves
+        return [Filter(*made) for made in zip(matrices, biases @ turned[:, 0].T, strict=True)]
 
 
 def _waves(like: Tensor) -> Tensor:
@@ -201,10 +224,15 @@ class MedAdapter(nn.Module):
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
-    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Tokens `x [B * D, H, W, d]` and the features that stages hand on -> the same."""
+    def forward(self, x: Tensor, before: Tensor | None, made: Filter | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens `x [B * D, H, W, d]` and the features that stages hand on -> the same.
+
+        `made`: the frequency branch's filter, see `filters`; made here if None.
+        """
         z = F.gelu(self.down(x)).unflatten(0, (-1, self.slices)).permute(0, 4, 1, 2, 3)
-        first, *others = (branch(z) for branch in self.branches.values())
+        first, *others = (
+            branch(z, made) if name == "frequency" else branch(z) for name, branch in self.branches.items()
+        )
         mixed = self.mix(sum(others, first))
         if self.interaction is not None:
             mixed = before = self.interaction(mixed, before)

@@ -150,7 +150,8 @@ def embed(backbone: Any, layout: Layout, slices: Tensor) -> Tensor:
     x = backbone.patch_embed(slices)
     if layout.kind == "vit":
         x = backbone.norm_pre(backbone._pos_embed(x)).unflatten(1, layout.grids[0])
-    return x
+    # timm's tokens are a view of [N, d, h, w], and every sum would keep that order: each norm and product would copy.
+    return x.contiguous()
 
 
 def stage_entry(backbone: Any, layout: Layout, stage: int) -> nn.Module | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.layers.padding import pad_to_multiple
-from nnunet_ext.med_tuning.adapters import DepthwiseConv, MedAdapter, check_adapter, hidden_width
+from nnunet_ext.med_tuning.adapters import DepthwiseConv, MedAdapter, check_adapter, filters, hidden_width
 from nnunet_ext.med_tuning.backbones import Layout, run_block
 
 METHODS = (
@@ -109,13 +109,28 @@ class MedAdapters(_PerBlock):
         ]
         super().__init__(layout, [*(nn.Identity() for _ in range(adapted_from)), *modules[adapted_from:]])
         self.adapted_from = adapted_from
+        self.filters_at_once = frequency == "circulant" and "frequency" in branches
+
+    def enter(self, merging: nn.Module | None, x: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """Before the first stage, the filters of all frequency branches; carried with the features of stages."""
+        x, carried = super().enter(merging, x, carried)
+        if carried is None:
+            adapters: Any = self.blocks[self.adapted_from :]
+            made = (
+                filters([a.branches["frequency"] for a in adapters]) if self.filters_at_once else [None] * len(adapters)
+            )
+            carried = None, made
+        return x, carried
 
     def forward(self, block: nn.Module, stage: int, number: int, x: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """The block, then its adapter."""
         x = run_block(block, x)
-        if sum(self.depths[:stage]) + number < self.adapted_from:
+        index = sum(self.depths[:stage]) + number - self.adapted_from
+        if index < 0:
             return x, carried
-        return self.of(stage, number)(x, carried)
+        before, made = carried
+        x, before = self.of(stage, number)(x, before, made[index])
+        return x, (before, made)
 
 
 class _InsideBlocks(_PerBlock):

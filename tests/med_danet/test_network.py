@@ -84,6 +84,25 @@ def test_candidates_are_compiled_once_for_groups_of_every_size(monkeypatch):
     assert len(graphs) == len(many)
 
 
+def test_compiled_candidates_get_groups_of_few_sizes_and_the_same_logits(monkeypatch):
+    monkeypatch.setattr("nnunet_ext.med_danet.network.FEW_SIZES_ON", ("cpu",))
+    network, x = build().eval(), image(1, 1, 11, 24, 40)
+    with_choices(network, x, [1, 1, 1, 2, 3, 3, 3, 3, 3, 0, 4])
+    with torch.no_grad():
+        expected = network(x)
+        network._compiled, sizes = list(network.candidates), []
+        for candidate in network.candidates:
+            candidate.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
+        assert sizes == [4, 2, 8, 2], "one slice is two to a compiled candidate"
+        with_choices(network, x, [1] * 9 + [0, 2])
+        network.candidates[0].train()
+        network(x)
+        network.candidates.eval()
+        network(x)
+    assert sizes[4:] == [9, 2, 11, 2], "of all slices in training, of the tile's at most in evaluation"
+
+
 def test_a_real_decision_network_routes_the_same_in_groups():
     network, x = build(), image(2, 1, 6, 32, 32)
     with torch.no_grad():

@@ -91,6 +91,20 @@ def test_a_decision_is_made_anew_for_another_image_and_by_other_rules():
     assert network._latest.choices == network.choices(x.flip(-1))
 
 
+def test_a_decision_waits_for_the_card_twice_and_once_where_it_is_there_already(monkeypatch):
+    network, x = network_that_varies(), torch.randn(1, 1, 4, 16, 16)
+    waits = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, plain=plain, name=name: (waits.append(name), plain(t))[1])
+    monkeypatch.setattr(torch, "equal", None)
+    with torch.no_grad():
+        network.decided(x)
+        assert waits == ["tolist", "tolist"]
+        network.decided(x.flip(-1))
+    assert waits == ["tolist"] * 3
+
+
 def test_half_precision_and_float_images_do_not_share_a_decision():
     network, x = network_that_varies().double(), torch.randn(1, 1, 2, 16, 16, dtype=torch.double)
     seen = counting(network)
@@ -120,7 +134,7 @@ def test_neighbours_must_be_above_the_threshold_too():
 def test_the_network_asks_neighbours_within_its_image():
     network, x = network_that_varies(), torch.randn(2, 1, 3, 16, 16)
     given = torch.tensor([[0.9, 0.1, 0.9], [0.9, 0.9, 0.9]])
-    network.shares = lambda _: torch.stack([given, (1 - given), *[torch.zeros_like(given)] * 3], -1)
+    network.shares = lambda *_: torch.stack([given, (1 - given), *[torch.zeros_like(given)] * 3], -1)
     assert network.choices(x) == [0, 1, 0, 0, 0, 0]
     network.skip_neighbours.fill_(1)
     assert network.choices(x) == [1, 1, 1, 0, 0, 0]

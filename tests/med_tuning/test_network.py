@@ -1,5 +1,6 @@
 """MedTuningNet: what is frozen and what learns, any patch, comparison methods and decoders against slow forms."""
 
+import collections
 import copy
 
 import pytest
@@ -474,3 +475,41 @@ def test_weights_of_another_patch_are_refused_in_a_sentence(other):
 def test_weights_of_another_number_of_classes_are_torchs_to_refuse():
     with pytest.raises(RuntimeError, match="seg_layers"):
         tiny(num_classes=3).load_state_dict(tiny(num_classes=4).state_dict())
+
+
+@KINDS
+def test_filters_made_at_once_are_each_adapters_own(kind):
+    network = randomized(tiny(kind, SMALL, adapted_from=1)).eval()
+    at_once = network(image())
+    for adapter in network.tuning.blocks[1:]:
+        adapter.register_forward_pre_hook(lambda _, inputs: inputs[:2])  # makes its own then
+    torch.testing.assert_close(network(image()), at_once, atol=1e-6, rtol=1e-6)
+
+
+def test_tokens_lie_in_memory_as_norms_and_products_read_them():
+    network, seen = tiny(patch_size=SMALL).eval(), []
+    for block in network.backbone.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    network(image())
+    assert seen and all(seen)
+
+
+def test_an_adapter_adds_few_kernels():
+    """Counted on the device that runs them, where attention is one."""
+    counted = [sum(operations(tiny(patch_size=SMALL, tuning=tuning)).values()) for tuning in ("med_adapter", "head")]
+    assert counted[0] - counted[1] <= 4 * 22 + 20  # four adapters, the interactions between them, the filters of all
+
+
+def operations(network):
+    """How often each is called that computes or copies."""
+    counts = collections.Counter()
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counts[function._schema.name.removeprefix("aten::")] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Count(), torch.no_grad():
+        network.eval()(image())
+    views = "view permute transpose unsqueeze expand slice select split t _unsafe_view unbind empty promote_types"
+    return {name: count for name, count in counts.items() if name not in views.split()}
