@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.cli.arguments import add_overwrite, check_output
+from nnunet_ext.cli.arguments import add_overwrite, add_viewer_mb, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the page to write (default: report.html in the model folder)",
     )
-
+    add_viewer_mb(parser)
     add_overwrite(parser)
 
 
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     model = read_model_folder(args.model_folder)
     output = args.output or model.path / "report.html"
     check_output(output, overwrite=args.overwrite or args.output is None)  # its own page is made anew
-    write_page(model, output)
+    write_page(model, output, args.viewer_mb)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -9,16 +9,18 @@ from nnunet_ext.report.model_folder import ModelFolder
 from nnunet_ext.report.sections import make_sections
 
 
-def write_page(model: ModelFolder, output: Path) -> None:
+def write_page(model: ModelFolder, output: Path, viewer_mb: float = 0) -> None:
     """Draws all figures, which takes some seconds, and writes the page atomically.
+
+    `viewer_mb`: what volumes to be looked through may take of the page, in megabytes; 0 for none.
 
     Raises:
         ConfigurationError: `output` cannot be written.
     """
-    write_html(render(model), output)
+    write_html(render(model, viewer_mb), output)
 
 
-def render(model: ModelFolder) -> str:
+def render(model: ModelFolder, viewer_mb: float = 0) -> str:
     """The page as HTML."""
     return render_html(
         "report.html.j2",
@@ -26,7 +28,7 @@ def render(model: ModelFolder) -> str:
         headline=headline(model),
         notes=[*fold_notes(model), *model.notes],
         facts=facts(model),
-        sections=make_sections(model),
+        sections=make_sections(model, viewer_mb),
         preprocess=preprocess_command(model),
         train=train_commands(model),
         predict=predict_command(model),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from tqdm import tqdm
 
@@ -14,12 +15,13 @@ from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, duration, number
 from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
 from nnunet_ext.report.training_log import smoothed_dice
+from nnunet_ext.report.viewer import Viewer
 
 _TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
 
 
-def make_sections(model: ModelFolder) -> list[Section]:
-    """All sections, in the order of the page; shows its progress."""
+def make_sections(model: ModelFolder, viewer_mb: float = 0) -> list[Section]:
+    """All sections, in the order of the page; shows its progress. `viewer_mb`: what volumes may take of the page."""
     known = {name: section for method in METHODS.values() for name, section in method.sections().items()}
     learned = dict.fromkeys(fold.method for fold in model.folds if fold.method in known)
     makers: list[Callable[[ModelFolder], Section | None]] = [
@@ -27,7 +29,7 @@ def make_sections(model: ModelFolder) -> list[Section]:
         curves_section,
         *(known[name] for name in learned if name),
         scores_section,
-        overlays_section,
+        partial(overlays_section, viewer_mb=viewer_mb),
         cases_section,
     ]
     return draw_sections(makers, model)
@@ -127,18 +129,19 @@ def scores_section(model: ModelFolder) -> Section | None:
     return Section("Dice by class", tables=[Table("", head, rows, note)])
 
 
-def overlays_section(model: ModelFolder) -> Section | None:
-    """The best, median and worst case, each in its slice with the most wrong voxels."""
+def overlays_section(model: ModelFolder, viewer_mb: float = 0) -> Section | None:
+    """The best, median and worst case, each in its slice with the most wrong voxels, and to be looked through."""
     folds = model.cross_validation or model.scored
     chosen = remarkable_cases(case for scores in folds for case in scores.cases)
     if not chosen:
         return None
     text, pictures = [], []
     remarks: dict[str, list[str]] = {}
+    viewer = Viewer(viewer_mb, len(chosen))
     for title, case in tqdm(chosen.items(), desc="Overlays", unit="case", leave=False, disable=None):
         name = f"{title}: {case.case} (fold {case.fold}), mean Dice {number(case.mean)}"
         try:
-            picture, remark = _overlay(model, case, name)
+            picture, remark = _overlay(model, case, name, viewer)
             pictures.append(picture)
             if remark:
                 remarks.setdefault(remark, []).append(title)
@@ -149,13 +152,14 @@ def overlays_section(model: ModelFolder) -> Section | None:
         "By mean Dice, in the slice with the most wrong voxels, across the axis of the coarsest spacing, cut to what "
         "is segmented there. Scans are turned as radiologists look at them: R is the patient's right."
     )
-    return Section(_TITLES[len(chosen)], [intro, *text], pictures)
+    return Section(_TITLES[len(chosen)], [intro, *text], pictures, viewer=viewer)
 
 
+_BY_CASE = "Dice by case"
 _STARTS = ("feet", "front", "right")  # where slices across each axis of a volume in LPS begin
 
 
-def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, str]:
+def _overlay(model: ModelFolder, case: CaseScore, name: str, viewer: Viewer) -> tuple[Picture, str]:
     volumes = load_case(model, case)
     classes = model.labels.classes
     errors = error_map(volumes.reference, volumes.prediction, classes, model.labels.ignore)
@@ -167,7 +171,20 @@ def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, s
     wrong = f"{where.wrong:,} of the case's {where.wrong_in_case:,} wrong voxels" if where.wrong else "nothing is wrong"
     counted_from = f" from the {_STARTS[where.axis]}" if volumes.in_lps else ""
     caption = f"{name}. Slice {where.index + 1} of {slices}{counted_from}: {wrong}."
-    return Picture.of(figure, caption, f"Reference, prediction and errors side by side. {caption}"), volumes.remark
+    alt = f"Reference, prediction and errors side by side. {caption}"
+    picture = Picture.of(figure, caption, alt, is_scan=True, name=f"case {case.case}", see=_BY_CASE)
+    remark = volumes.remark
+    if viewer.megabytes and not viewer.add(
+        name,
+        volumes.image,
+        {"Reference": volumes.reference, "Prediction": volumes.prediction},
+        {"Errors": errors},
+        volumes.spacing,
+        classes,
+        volumes.in_lps,
+    ):
+        remark = f"{remark} Too large to be looked through on this page: --viewer-mb gives it more.".strip()
+    return picture, remark
 
 
 def cases_section(model: ModelFolder) -> Section | None:
@@ -180,4 +197,6 @@ def cases_section(model: ModelFolder) -> Section | None:
         [case.case, case.fold, number(case.mean), *(number(case.dice.get(name)) for name in names)] for case in cases
     ]
     note = "Worst first. A dash: the class is in neither segmentation, and does not count in the mean."
-    return Section("Dice by case", tables=[Table("", ["Case", "Fold", "Mean", *names], rows, note)])
+    drawn = remarkable_cases(case for scores in model.cross_validation or model.scored for case in scores.cases)
+    links = {case.case: f"case {case.case}" for case in drawn.values()}
+    return Section(_BY_CASE, tables=[Table("", ["Case", "Fold", "Mean", *names], rows, note, links=links)])

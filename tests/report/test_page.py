@@ -1,6 +1,9 @@
 """The page of `nnunet_ext report`: what it says, that its numbers are those of the files, and that it stands alone."""
 
 import argparse
+import base64
+import gzip
+import hashlib
 import json
 import math
 import re
@@ -291,13 +294,37 @@ def test_a_class_that_is_nowhere_has_a_dash_and_does_not_count(tmp_path):
 
 
 def test_nothing_is_loaded_from_anywhere(e2enet):
-    loading = {"script", "link", "iframe", "object", "embed", "video", "audio", "source", "base"}
+    loading = {"link", "iframe", "object", "embed", "video", "audio", "source", "base"}
     assert not loading & {tag for tag, _ in e2enet.tags}
-    sources = [attributes.get(key) for _, attributes in e2enet.tags for key in ("src", "srcset", "href", "poster")]
+    assert all("src" not in attributes for tag, attributes in e2enet.tags if tag == "script")
+    sources = [attributes.get(key) for _, attributes in e2enet.tags for key in ("src", "srcset", "poster")]
     assert all(source.startswith("data:image/png;base64,") for source in sources if source)
     assert not re.search(r"url\(|@import|://", re.sub(r"data:image/png;base64,[\w+/=]+", "", e2enet.html))
     assert len(e2enet.pictures) == 7
     assert all(e2enet.png(p["caption"]).startswith(b"\x89PNG") and p["alt"] for p in e2enet.pictures)
+
+
+def test_only_the_styles_and_scripts_that_the_policy_names_by_hash_count(e2enet):
+    policy = next(a["content"] for tag, a in e2enet.tags if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert set(rules) == {"default-src", "img-src", "style-src", "script-src"} and rules["default-src"] == "'none'"
+    packed = re.search(r'id="niivue-packed">([^<]+)', e2enet.html).group(1)
+    running = re.findall(r"<script>(.*?)</script>", e2enet.html, re.DOTALL)
+    texts = {
+        "style-src": [style.encode() for style in re.findall(r"<style>(.*?)</style>", e2enet.html, re.DOTALL)],
+        "script-src": [*(script.encode() for script in running), gzip.decompress(base64.b64decode(packed))],
+    }
+    for rule, found in texts.items():
+        hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found]
+        assert len(found) == len(rules[rule].split()) and hashes == rules[rule].split()
+
+
+def test_contents_and_links_lead_to_places_of_the_page(e2enet):
+    ids = [a["id"] for _, a in e2enet.tags if "id" in a]
+    links = [a["href"] for tag, a in e2enet.tags if tag == "a"]
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in links} <= set(ids) and all(link.startswith("#") for link in links)
+    assert {"#facts", "#dice-by-class", "#reproduce", "#case-f0-bad", "#dice-by-case"} <= set(links)
 
 
 def test_names_from_a_strangers_folder_are_escaped(tmp_path):
@@ -305,7 +332,7 @@ def test_names_from_a_strangers_folder_are_escaped(tmp_path):
     write_json(model.path / "plans.json", {**model.plans, "dataset_name": "Data<img src=x onerror=alert(1)>; rm"})
     model.fold(0, three_cases())
     made = make_page(model)
-    assert "script" not in {tag for tag, _ in made.tags}
+    assert not re.search(r"<script>\s*alert|<img src=x", made.html)
     assert all("onerror" not in attributes for _, attributes in made.tags)
     assert "nnUNetv2_train 'Data<img src=x onerror=alert(1)>; rm' 3d_fullres 0" in made.text
 
