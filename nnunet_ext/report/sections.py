@@ -1,4 +1,4 @@
-"""The sections between the facts and the commands: folds, curves, what the method learned, scores, overlays."""
+"""The sections between the facts and the commands; here folds, curves and cases to look at."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,16 @@ from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst
 from nnunet_ext.report.figures.training import Topology, curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, duration, number
-from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
+from nnunet_ext.report.score_sections import (
+    BY_CASE,
+    cases_section,
+    postprocessing_section,
+    scores_section,
+    shown_cases,
+    spread_section,
+    volumes_section,
+)
+from nnunet_ext.report.scores import CaseScore
 from nnunet_ext.report.training_log import smoothed_dice
 from nnunet_ext.report.viewer import Viewer
 
@@ -29,6 +38,9 @@ def make_sections(model: ModelFolder, viewer_mb: float = 0) -> list[Section]:
         curves_section,
         *(known[name] for name in learned if name),
         scores_section,
+        spread_section,
+        volumes_section,
+        postprocessing_section,
         partial(overlays_section, viewer_mb=viewer_mb),
         cases_section,
     ]
@@ -106,33 +118,9 @@ def _beside_curves(fold: Fold) -> Topology | None:
     return next((topology for topology in found if topology is not None), None)
 
 
-def scores_section(model: ModelFolder) -> Section | None:
-    """Mean Dice by class: each fold as its summary.json says, and all cases together."""
-    folds = model.scored
-    if not folds:
-        return None
-    head = [
-        "Region" if model.labels.has_regions else "Class",
-        *(f"Fold {scores.fold} (n = {len(scores.cases)})" for scores in folds),
-    ]
-    names = list(dict.fromkeys(name for scores in folds for name in scores.classes))
-    rows = [[name, *(number(scores.classes.get(name)) for scores in folds)] for name in names]
-    rows.append(["Mean", *(number(scores.foreground) for scores in folds)])
-    note = "A dash: the class is in no reference and in no prediction."
-    if len(model.cross_validation) > 1:
-        cases = [case for scores in model.cross_validation for case in scores.cases]
-        together = class_means(cases)
-        head.append(f"All (n = {len(cases)})")
-        last = [*(together.get(name) for name in names), nan_mean(together.values())]
-        rows = [[*row, number(value)] for row, value in zip(rows, last, strict=True)]
-        note += " All: the mean over all cases of the cross-validation, in which each case counts the same."
-    return Section("Dice by class", tables=[Table("", head, rows, note)])
-
-
 def overlays_section(model: ModelFolder, viewer_mb: float = 0) -> Section | None:
     """The best, median and worst case, each in its slice with the most wrong voxels, and to be looked through."""
-    folds = model.cross_validation or model.scored
-    chosen = remarkable_cases(case for scores in folds for case in scores.cases)
+    chosen = shown_cases(model)
     if not chosen:
         return None
     text, pictures = [], []
@@ -155,7 +143,6 @@ def overlays_section(model: ModelFolder, viewer_mb: float = 0) -> Section | None
     return Section(_TITLES[len(chosen)], [intro, *text], pictures, viewer=viewer)
 
 
-_BY_CASE = "Dice by case"
 _STARTS = ("feet", "front", "right")  # where slices across each axis of a volume in LPS begin
 
 
@@ -172,7 +159,7 @@ def _overlay(model: ModelFolder, case: CaseScore, name: str, viewer: Viewer) -> 
     counted_from = f" from the {_STARTS[where.axis]}" if volumes.in_lps else ""
     caption = f"{name}. Slice {where.index + 1} of {slices}{counted_from}: {wrong}."
     alt = f"Reference, prediction and errors side by side. {caption}"
-    picture = Picture.of(figure, caption, alt, is_scan=True, name=f"case {case.case}", see=_BY_CASE)
+    picture = Picture.of(figure, caption, alt, is_scan=True, name=f"case {case.case}", see=BY_CASE)
     remark = volumes.remark
     if viewer.megabytes and not viewer.add(
         name,
@@ -185,18 +172,3 @@ def _overlay(model: ModelFolder, case: CaseScore, name: str, viewer: Viewer) -> 
     ):
         remark = f"{remark} Too large to be looked through on this page: --viewer-mb gives it more.".strip()
     return picture, remark
-
-
-def cases_section(model: ModelFolder) -> Section | None:
-    """Every validation case, the worst first."""
-    cases = worst_first(case for scores in model.scored for case in scores.cases)
-    if not cases:
-        return None
-    names = list(dict.fromkeys(name for case in cases for name in case.dice))
-    rows = [
-        [case.case, case.fold, number(case.mean), *(number(case.dice.get(name)) for name in names)] for case in cases
-    ]
-    note = "Worst first. A dash: the class is in neither segmentation, and does not count in the mean."
-    drawn = remarkable_cases(case for scores in model.cross_validation or model.scored for case in scores.cases)
-    links = {case.case: f"case {case.case}" for case in drawn.values()}
-    return Section(_BY_CASE, tables=[Table("", ["Case", "Fold", "Mean", *names], rows, note, links=links)])

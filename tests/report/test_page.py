@@ -33,6 +33,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.report.commands import predict_command, train_commands
 from nnunet_ext.report.facts import fold_notes, headline
 from nnunet_ext.report.model_folder import read_model_folder
+from nnunet_ext.report.score_sections import postprocessing_section, volumes_section
 
 
 def run(path, *words):
@@ -80,6 +81,8 @@ def test_an_e2enet_folder_has_its_facts_curves_and_fusion_flow(e2enet):
         "Share of active connections by direction",
         "Masks in the last epoch",
         "Dice by class",
+        "Dice over the cases",
+        "Volumes",
         "Best, median and worst case",
         "Dice by case",
         "Reproduce",
@@ -161,6 +164,64 @@ def test_dice_by_class_and_by_case_are_those_of_summary_json(stock):
             dice = [row["metrics"][key]["Dice"] for key in ("1", "2")]
             case = row["prediction_file"].split("/")[-1].removesuffix(".nii.gz")
             assert by_case[case] == [str(fold), *(f"{value:.4f}" for value in (sum(dice) / 2, *dice))]
+
+
+def test_the_spread_is_that_of_all_cases(stock):
+    cases = [cells for name, cells in stock.page.table("Dice by case").items() if name != "Case"]
+    spread = stock.page.table("Dice over the cases")
+    for column, name in ((2, "outer"), (3, "inner"), (1, "Mean of a case")):
+        values = [float(cells[column]) for cells in cases]
+        expected = np.percentile(values, [50, 25, 75, 0, 100])
+        assert spread[name][0] == "12"
+        assert [float(cell) for cell in spread[name][1:]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_volumes_are_counted_over_all_cases(e2enet):
+    reference, predictions = three_cases()["good"][0], [prediction for _, prediction in three_cases().values()]
+    table = e2enet.table("Volumes")
+    for value, name in ((1, "outer"), (2, "inner")):
+        true = 3 * (reference == value).sum()
+        found = sum((p == value).sum() for p in predictions)
+        extra = sum(((p == value) & (reference != value)).sum() for p in predictions)
+        missed = sum(((p != value) & (reference == value)).sum() for p in predictions)
+        change = f"{100 * (found / true - 1):+.1f} %"
+        assert table[name][:5] == [f"{true:,}", f"{found:,}", change, f"{extra:,}", f"{missed:,}"]
+    assert table["inner"][5:] == ["1 of 3", "0 of 0"] and table["outer"][5:] == ["0 of 3", "0 of 0"]
+
+
+def test_volumes_are_left_out_where_nobody_counted(tmp_path):
+    model = stock_model(tmp_path)
+    path = model.path / "fold_0" / "validation" / "summary.json"
+    content = json.loads(path.read_text())
+    for row in content["metric_per_case"]:
+        row["metrics"] = {key: {"Dice": values["Dice"]} for key, values in row["metrics"].items()}
+    write_json(path, content)
+    assert volumes_section(read_model_folder(model.path)) is None
+
+
+def test_the_postprocessing_is_what_nnunet_decided(tmp_path):
+    model = stock_model(tmp_path)
+    assert postprocessing_section(read_model_folder(model.path)) is None
+    write_json(
+        model.path / "crossval_results_folds_0_1" / "postprocessing.json",
+        {
+            "input_folder": {"foreground_mean": {"Dice": 0.5}, "mean": {"1": {"Dice": 0.4}, "2": {"Dice": 0.6}}},
+            "postprocessed": {"foreground_mean": {"Dice": 0.55}, "mean": {"1": {"Dice": 0.5}, "2": {"Dice": 0.6}}},
+            "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+            "postprocessing_kwargs": [{"labels_or_regions": [1]}],
+        },
+    )
+    section = postprocessing_section(read_model_folder(model.path))
+    assert section.text[0].startswith("Over folds 0, 1, ") and "applies 1 step " in section.text[0]
+    assert section.tables[0].rows == [
+        ["outer", "0.4000", "0.5000"],
+        ["inner", "0.6000", "0.6000"],
+        ["Mean", "0.5000", "0.5500"],
+    ]
+    (model.path / "crossval_results_folds_0_1" / "postprocessing.json").write_text("{}")
+    assert (
+        read_model_folder(model.path).notes[0].startswith("crossval_results_folds_0_1/postprocessing.json is damaged")
+    )
 
 
 def test_every_table_has_as_many_cells_as_heads(stock):
@@ -300,7 +361,7 @@ def test_nothing_is_loaded_from_anywhere(e2enet):
     sources = [attributes.get(key) for _, attributes in e2enet.tags for key in ("src", "srcset", "poster")]
     assert all(source.startswith("data:image/png;base64,") for source in sources if source)
     assert not re.search(r"url\(|@import|://", re.sub(r"data:image/png;base64,[\w+/=]+", "", e2enet.html))
-    assert len(e2enet.pictures) == 7
+    assert len(e2enet.pictures) == 9
     assert all(e2enet.png(p["caption"]).startswith(b"\x89PNG") and p["alt"] for p in e2enet.pictures)
 
 
