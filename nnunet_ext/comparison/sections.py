@@ -15,7 +15,7 @@ from nnunet_ext.comparison.outcome import Outcome
 from nnunet_ext.comparison.statistics import MEAN, Difference, distribution
 from nnunet_ext.report.cases import Unavailable, Volumes, load_case
 from nnunet_ext.report.facts import state
-from nnunet_ext.report.figures.case_overlay import error_map, worst_slice
+from nnunet_ext.report.figures.overlay import error_map, worst_slice
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, number, significant, times
 from nnunet_ext.report.scores import nan_mean
 from nnunet_ext.report.viewer import Viewer

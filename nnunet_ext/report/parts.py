@@ -5,13 +5,12 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from nnunet_ext.report.viewer import Viewer
+from nnunet_ext.report.viewer import Viewer
 
 Subject = TypeVar("Subject")
 MISSING = "\N{EN DASH}"
@@ -70,7 +69,7 @@ class Section:
     text: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = field(default_factory=list)
-    viewer: "Viewer | None" = None
+    viewer: Viewer | None = None
 
 
 def draw_sections(makers: Sequence[Callable[[Subject], Section | None]], subject: Subject) -> list[Section]:

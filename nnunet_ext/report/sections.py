@@ -9,7 +9,7 @@ from tqdm import tqdm
 from nnunet_ext.methods import METHODS
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
-from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
+from nnunet_ext.report.figures.overlay import case_figure, error_map, worst_slice
 from nnunet_ext.report.figures.training import Topology, curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, duration, number

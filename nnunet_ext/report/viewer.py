@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
-from nnunet_ext.report.figures.case_overlay import Classes
-from nnunet_ext.report.figures.overlay import ERRORS, grey_window, label_colour
-from nnunet_ext.report.parts import times
+from nnunet_ext.report.figures.overlay import Classes, grey_window, window_of
+from nnunet_ext.report.figures.palette import ERRORS, label_colour
 
-_MARGIN = 0.25  # of the segmented box, on each side: what lies around explains many errors
 _DENSEST = 10  # voxels in a byte of the page: what has more is not even packed, to save the time
 _COARSEST = 8  # voxels that become one; beyond that nothing could be recognised
 
@@ -87,7 +86,7 @@ class Viewer:
         """
         allowed = 1e6 * self.megabytes / self.cases_expected
         shown = np.logical_or.reduce([np.isin(v, [n for values in classes for n in values]) for v in labels.values()])
-        box = _box(shown)
+        box = window_of(shown)
         grey = np.zeros(shown.shape, np.uint8) if image is None else image
         window = grey_window(grey, shown)
         coarse = [1, 1, 1]
@@ -140,7 +139,8 @@ def _case(
     z, y, x = ((at + 0.5) / size for at, size in zip(where, found.shape, strict=True))
     remark = ""
     if max(coarse) > 1:
-        remark = f"To keep the page small, of each {times(list(reversed(coarse)))} voxels one is shown."
+        kept = " \N{MULTIPLICATION SIGN} ".join(map(str, reversed(coarse)))
+        remark = f"To keep the page small, of each {kept} voxels one is shown."
     depth, height, columns = image.shape
     return ViewerCase(
         name=name,
@@ -175,20 +175,5 @@ def _nifti(volume: np.ndarray, spacing: Sequence[float], slope: float = 1.0, int
 
 
 def _bytes(colour: Any) -> tuple[int, int, int]:
-    from matplotlib.colors import to_rgb
-
     red, green, blue = (round(255 * part) for part in to_rgb(colour))
     return red, green, blue
-
-
-def _box(shown: np.ndarray) -> tuple[slice, ...]:
-    """The box around what is segmented, with a margin; everything where nothing is."""
-    box = []
-    for axis, size in enumerate(shown.shape):
-        used = np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis})))
-        if not len(used):
-            box.append(slice(0, size))
-            continue
-        margin = max(4, round(_MARGIN * (used[-1] - used[0] + 1)))
-        box.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
-    return tuple(box)

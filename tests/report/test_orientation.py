@@ -10,7 +10,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from report.folders import Model, store
 
 from nnunet_ext.report.cases import Unavailable, load_case
-from nnunet_ext.report.figures.case_overlay import WorstSlice, case_figure
+from nnunet_ext.report.figures.overlay import WorstSlice, case_figure
 from nnunet_ext.report.model_folder import read_model_folder
 from nnunet_ext.report.orientation import direction_of, to_lps
 from nnunet_ext.report.sections import overlays_section

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_ext.report.figures.case_overlay import error_map
-from nnunet_ext.report.figures.overlay import ERRORS, label_colour
+from nnunet_ext.report.figures.overlay import error_map
+from nnunet_ext.report.figures.palette import ERRORS, label_colour
 from nnunet_ext.report.viewer import Viewer
 
 CLASSES = {(1, 2): "whole", (2,): "core"}
