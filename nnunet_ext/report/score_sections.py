@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunet_ext.challenges.metrics import MEASURES
 from nnunet_ext.report.figures.scores import strip_figure, volumes_figure
 from nnunet_ext.report.model_folder import ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, number
 from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
+from nnunet_ext.report.surfaces import surface_measures
 
 BY_CASE = "Dice by case"
 
@@ -45,7 +47,7 @@ def spread_section(model: ModelFolder) -> Section | None:
     names = list(dict.fromkeys(name for case in cases for name in case.dice))
     rows = [[name, *_spread([case.dice.get(name, math.nan) for case in cases])] for name in names]
     rows.append(["Mean of a case", *_spread([case.mean for case in cases])])
-    head = [_class_or_region(model), "Cases", "Median", "First quartile", "Third quartile", "Lowest", "Highest"]
+    head = [_class_or_region(model), *_SPREAD]
     note = (
         "Cases: those with a number, that is with the class in the reference or in the prediction. Quartiles are "
         "linear between ranks."
@@ -57,6 +59,45 @@ def spread_section(model: ModelFolder) -> Section | None:
     caption = "One dot a case; the bar is the median"
     picture = Picture.of(strip_figure(strips, "Dice"), caption, f"Dice of each case by class and fold. {caption}.")
     return Section("Dice over the cases", pictures=[picture], tables=[Table("", head, rows, note)])
+
+
+def surface_sections(model: ModelFolder, measures: Sequence[str], tolerance: float, processes: int) -> list[Section]:
+    """A section a measure: its spread over the cases by class.
+
+    Raises:
+        ConfigurationError: a label map is missing or cannot be used.
+    """
+    folds = model.cross_validation or model.scored
+    if not measures or not folds:
+        return []
+    # named by fold and case: folds of one's own splits may share cases
+    scores = {f"{scores.fold} {case.case}": case for scores in folds for case in scores.cases}
+    found = surface_measures(model, scores, measures, tolerance, processes, model.path.name)
+    names = list(dict.fromkeys(name for structures in found.values() for name in structures))
+    sections = []
+    for measure in measures:
+        text = MEASURES[measure].text
+        rows = [[name, *_spread([found[case][name][measure] for case in found])] for name in names]
+        strips = {
+            name: {
+                fold.fold: _finite([found[f"{fold.fold} {case.case}"][name][measure] for case in fold.cases])
+                for fold in folds
+            }
+            for name in names
+        }
+        caption = f"One dot a case; the bar is the median. {MEASURES[measure].better.capitalize()} is better"
+        picture = Picture.of(strip_figure(strips, text), caption, f"{text} of each case by class and fold. {caption}.")
+        note = "Scored from the label maps as nnunet_ext score does, between surface elements with their areas"
+        note += f", with a tolerance of {tolerance:g} mm" if measure == "nsd" else ""
+        note += ". Cases: those in which the number is defined, that is with the class in "
+        note += "either segmentation." if measure == "nsd" else "both segmentations: cases that lost it do not count."
+        sections.append(
+            Section(text, pictures=[picture], tables=[Table("", [_class_or_region(model), *_SPREAD], rows, note)])
+        )
+    return sections
+
+
+_SPREAD = ["Cases", "Median", "First quartile", "Third quartile", "Lowest", "Highest"]
 
 
 def _spread(values: Sequence[float]) -> list[str]:

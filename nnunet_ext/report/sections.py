@@ -29,8 +29,14 @@ from nnunet_ext.report.viewer import Viewer
 _TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
 
 
-def make_sections(model: ModelFolder, viewer_mb: float = 0) -> list[Section]:
-    """All sections, in the order of the page; shows its progress. `viewer_mb`: what volumes may take of the page."""
+def make_sections(
+    model: ModelFolder, viewer_mb: float = 0, surfaces: Callable[[ModelFolder], list[Section]] | None = None
+) -> list[Section]:
+    """All sections, in the order of the page; shows its progress.
+
+    `viewer_mb`: what volumes may take of the page. `surfaces` makes the sections of distances that were asked for.
+    """
+    scored_surfaces = surfaces(model) if surfaces else []
     known = {name: section for method in METHODS.values() for name, section in method.sections().items()}
     learned = dict.fromkeys(fold.method for fold in model.folds if fold.method in known)
     makers: list[Callable[[ModelFolder], Section | None]] = [
@@ -39,6 +45,7 @@ def make_sections(model: ModelFolder, viewer_mb: float = 0) -> list[Section]:
         *(known[name] for name in learned if name),
         scores_section,
         spread_section,
+        *[lambda model, section=section: section for section in scored_surfaces],
         volumes_section,
         postprocessing_section,
         partial(overlays_section, viewer_mb=viewer_mb),

@@ -18,6 +18,7 @@ from report.folders import (
     LABELS,
     REGIONS,
     SHAPE,
+    SPACING,
     Model,
     Page,
     e2enet_model,
@@ -42,12 +43,12 @@ def run(path, *words):
     return report.run(parser.parse_args([str(path), *words]))
 
 
-def make_page(model, **environment):
+def make_page(model, words=(), **environment):
     """Runs the command on a model, with its environment, and reads the page that it writes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**model.environment, **environment}.items():
             patch.setenv(name, value) if value else patch.delenv(name, raising=False)
-        run(model.path, "-o", str(model.root / "page.html"))
+        run(model.path, "-o", str(model.root / "page.html"), "--overwrite", *words)
     return Page((model.root / "page.html").read_text())
 
 
@@ -197,6 +198,23 @@ def test_volumes_are_left_out_where_nobody_counted(tmp_path):
         row["metrics"] = {key: {"Dice": values["Dice"]} for key, values in row["metrics"].items()}
     write_json(path, content)
     assert volumes_section(read_model_folder(model.path)) is None
+
+
+def test_distances_are_computed_where_they_are_asked_for(tmp_path):
+    """The prediction is one row further back: HD95 of both classes is that."""
+    model = Model(tmp_path)
+    reference, shifted = three_cases()["fair"]
+    model.fold(0, {"fair": (reference, shifted), "good": (reference, reference)})
+    made = make_page(model, words=["--measures", "hd95", "nsd", "--tolerance", "0.5", "-np", "1"])
+    assert {"HD95 (mm)", "NSD"} <= set(made.headings)
+    step = f"{SPACING[1]:.4f}"
+    assert made.table("HD95 (mm)")["outer"][0] == "2"
+    assert made.table("HD95 (mm)")["outer"][4:] == ["0.0000", step]
+    low, high = (float(cell) for cell in made.table("NSD")["inner"][4:])
+    assert low < high == 1.0
+    (model.path / "fold_0" / "validation" / "fair.nii.gz").unlink()
+    with pytest.raises(ConfigurationError, match=r"HD95 \(mm\) of .* cannot be computed. The prediction"):
+        make_page(model, words=["--measures", "hd95", "-np", "1"])
 
 
 def test_the_postprocessing_is_what_nnunet_decided(tmp_path):
