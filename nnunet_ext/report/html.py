@@ -54,7 +54,7 @@ def _niivue() -> dict[str, str]:
     """The viewer's library, packed: a third of its size, and no text that could end the script element."""
     library = files("nnunet_ext.report").joinpath("niivue/niivue.umd.js").read_bytes()
     return {
-        "version": _text("niivue/README.md").split()[1],
+        "version": _text("niivue/README.md").split()[1].rstrip(","),
         "licence": _text("niivue/LICENSE"),
         "packed": base64.b64encode(gzip.compress(library, 9, mtime=0)).decode(),
         "hash": _hash(library),

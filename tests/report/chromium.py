@@ -1,6 +1,7 @@
 """Chromium without a window, driven through its DevTools pipe: pages as a reader's browser shows them."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,18 +29,15 @@ class Browser:
         self.profile = tempfile.mkdtemp()
         to_browser, self.write = os.pipe()
         self.read, from_browser = os.pipe()
-
-        def as_3_and_4():
-            for source, number in ((os.dup(to_browser), 3), (os.dup(from_browser), 4)):
-                os.dup2(source, number)
-
+        # Chromium reads from 3 and writes to 4; far from both, the shell can put ours there in any order.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+        command = [chromium(), *FLAGS, *flags, f"--user-data-dir={self.profile}", "about:blank"]
         self.process = subprocess.Popen(
-            [chromium(), *FLAGS, *flags, f"--user-data-dir={self.profile}", "about:blank"],
-            pass_fds=(3, 4, to_browser, from_browser), preexec_fn=as_3_and_4,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", *command],
+            pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
         self.buffer, self.number, self.session = b"", 0, None
         self.problems, self.requests, self.loaded = [], [], False
         target = self.call("Target.getTargets")["targetInfos"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from report.chromium import Browser, chromium
-from report.folders import Model, e2enet_model, store
+from report.folders import Model, e2enet_model, store, three_cases
 
 from nnunet_ext.cli import main as cli
 
@@ -85,6 +85,17 @@ def test_a_page_fits_and_nothing_is_wrong(name, screen, browser, pages):
     assert browser.problems == []
     assert all(request.startswith(("file:", "data:")) for request in browser.requests)
     assert len([request for request in browser.requests if request.startswith("file:")]) == 1
+
+
+def test_long_names_do_not_widen_the_page(browser, tmp_path, monkeypatch):
+    model = Model(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", model.environment["nnUNet_raw"])
+    case = "a_name_of_a_case_without_any_blank_" * 3
+    model.fold("0", {case: three_cases()["fair"]})
+    assert cli.main(["report", str(model.path), "-o", str(tmp_path / "page.html")]) == 0
+    opened(browser, tmp_path / "page.html", **SCREENS["narrow"])
+    start_viewer(browser)
+    assert browser.run(WIDER) <= 0
 
 
 def test_the_check_sees_what_is_too_wide_and_what_is_forbidden(browser, tmp_path):

@@ -129,4 +129,5 @@ def test_the_library_is_what_its_authors_published():
     folder = files("nnunet_ext.report").joinpath("niivue")
     digest = hashlib.sha256(folder.joinpath("niivue.umd.js").read_bytes()).hexdigest()
     assert digest == "43d966b756982173fdd0cd37736c348b4db02238cdcbdd21fb16714963aad3fa"
+    assert "NiiVue 0.44.2," in folder.joinpath("README.md").read_text()
     assert "BSD 2-Clause" in folder.joinpath("LICENSE").read_text()
