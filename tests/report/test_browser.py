@@ -28,7 +28,7 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 def pages(tmp_path_factory):
     """A report and a comparison."""
     root = tmp_path_factory.mktemp("pages")
-    models = [e2enet_model(root, folds=(0, 1)), e2enet_model(root / "other", folds=(0, 1))]
+    models = [e2enet_model(root), e2enet_model(root / "other")]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in models[0].environment.items():
             patch.setenv(name, value)
