@@ -35,6 +35,28 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def add_viewer_mb(parser: argparse.ArgumentParser) -> None:
+    """`--viewer-mb`, what volumes may take of a page."""
+    parser.add_argument(
+        "--viewer-mb",
+        type=_megabytes,
+        default=4.0,
+        metavar="MB",
+        help="megabytes that crops of volumes, to be looked through slice by slice, may take of the page; larger ones "
+        "are coarsened; 0 for pictures alone (default: %(default)s)",
+    )
+
+
+def _megabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 100, found {text!r}")
+    return value
+
+
 def check_output(path: Path, overwrite: bool = False) -> None:
     """Refuses a file that could not be written, before the work that goes into it.
 

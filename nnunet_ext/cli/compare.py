@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_ext.challenges.metrics import PLAIN_MEASURES
 from nnunet_ext.challenges.parallel import default_processes
-from nnunet_ext.cli.arguments import add_overwrite, check_output
+from nnunet_ext.cli.arguments import add_overwrite, add_viewer_mb, check_output
 from nnunet_ext.errors import ConfigurationError
 
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="HTML", help="the page; JSON and CSV are written beside it"
     )
+    add_viewer_mb(parser)
     add_overwrite(parser)
     parser.add_argument(
         "--measures",
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.np,
     )
     outcome.paired.notes.extend(args.note)
-    paths = write_comparison(outcome, args.output, _command(args))
+    paths = write_comparison(outcome, args.output, _command(args), args.viewer_mb)
     print(headline(outcome))
     for note in outcome.paired.notes:
         print(f"note: {note}")
@@ -88,7 +89,12 @@ def run(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> list[str]:
     """The command that writes the page again."""
     words = ["nnunet_ext", "compare", *args.models, "-o", str(args.output), "--overwrite", "--measures", *args.measures]
-    for flag, value in (("--baseline", args.baseline), ("--tolerance", args.tolerance), ("--seed", args.seed)):
+    for flag, value in (
+        ("--baseline", args.baseline),
+        ("--tolerance", args.tolerance),
+        ("--seed", args.seed),
+        ("--viewer-mb", args.viewer_mb),
+    ):
         words += [] if value is None else [flag, str(value)]
     for flag, values in (("--timing", args.timing), ("--test", args.test), ("--note", args.note)):
         words += [word for value in values for word in (flag, value)]

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.cli.arguments import add_overwrite, check_output
+from nnunet_ext.challenges.parallel import default_processes
+from nnunet_ext.cli.arguments import add_overwrite, add_viewer_mb, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the page to write (default: report.html in the model folder)",
     )
-
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        choices=("hd95", "nsd"),
+        help="computed from the label maps of the validations, beside nnU-Net's Dice (default: none)",
+    )
+    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: %(default)s)")
+    parser.add_argument(
+        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
+    )
+    add_viewer_mb(parser)
     add_overwrite(parser)
 
 
@@ -33,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
     model = read_model_folder(args.model_folder)
     output = args.output or model.path / "report.html"
     check_output(output, overwrite=args.overwrite or args.output is None)  # its own page is made anew
-    write_page(model, output)
+    write_page(model, output, args.viewer_mb, args.measures, args.tolerance, args.np)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -10,19 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nnunet_ext.report.figures.case_overlay import (
+from nnunet_ext.report.figures.overlay import (
     PANEL,
     SIDES,
     Classes,
     WorstSlice,
     draw_classes,
     draw_errors,
+    draw_grey,
+    grey_window,
     name_sides,
     plane_aspect,
-    plane_origin,
     window_of,
 )
-from nnunet_ext.report.figures.overlay import ERRORS, grey_window, label_colour
+from nnunet_ext.report.figures.palette import ERRORS, label_colour
 
 # matplotlib 3.10 has a new word for it
 _HORIZONTAL: dict[str, Any] = (
@@ -133,7 +134,7 @@ def case_figure(
     def plane(volume: np.ndarray) -> np.ndarray:
         return np.take(volume, where.index, where.axis)[window]
 
-    aspect, origin = plane_aspect(spacing, where.axis), plane_origin(where.axis)
+    aspect = plane_aspect(spacing, where.axis)
     height, width = plane(reference).shape
     columns = 1 + len(predictions)
     side = min(PANEL, 13.5 / columns)
@@ -143,10 +144,7 @@ def case_figure(
     low, high = (0.0, 1.0) if image is None else grey_window(image, labelled)
     grey = np.full((height, width), 0.9) if image is None else plane(image)
     for ax in axes.ravel():
-        ax.imshow(grey, cmap="gray", vmin=low, vmax=high, aspect=aspect, origin=origin, interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.autoscale(False)
-        ax.spines[:].set_visible(False)
+        draw_grey(ax, grey, low, high, spacing, where.axis)
         if in_lps:
             name_sides(ax, SIDES[where.axis])
     seen = draw_classes(axes[0, 0], plane(reference), classes)
@@ -157,7 +155,7 @@ def case_figure(
         seen |= draw_classes(axes[0, column], plane(prediction), classes)
         axes[0, column].set_title(_wrapped(model, side), fontsize=10)
         wrong = plane(errors[model])
-        draw_errors(axes[1, column], wrong, aspect=aspect, origin=origin)
+        draw_errors(axes[1, column], wrong)
         axes[1, column].set_title("Errors", fontsize=10)
         kinds |= set(np.unique(wrong).tolist())
     if image is None:

@@ -20,26 +20,27 @@ from nnunet_ext.report.html import render_html, write_html
 from nnunet_ext.report.parts import counted, number
 
 
-def write_comparison(outcome: Outcome, output: Path, words: Sequence[str]) -> list[Path]:
+def write_comparison(outcome: Outcome, output: Path, words: Sequence[str], viewer_mb: float = 0) -> list[Path]:
     """Draws the figures and writes the page, and JSON and CSV under the same name; returns the three files.
 
     Args:
         outcome: what was found.
         output: the page, `.html`.
         words: of the command that makes the page again.
+        viewer_mb: what volumes to be looked through may take of the page, in megabytes; 0 for none.
 
     Raises:
         ConfigurationError: the page cannot be written.
     """
     json_path, csv_path = output.with_suffix(".json"), output.with_suffix(".csv")
-    write_html(render(outcome, words), output)
+    write_html(render(outcome, words, viewer_mb), output)
     write_json(json_path, to_json(comparison_content(outcome)))
     text = _cases_csv(outcome)
     write_atomically(csv_path, lambda file: file.write(text.encode(errors="surrogateescape")))
     return [output, json_path, csv_path]
 
 
-def render(outcome: Outcome, words: Sequence[str]) -> str:
+def render(outcome: Outcome, words: Sequence[str], viewer_mb: float = 0) -> str:
     """The page as HTML."""
     paired = outcome.paired
     names = [model.name for model in paired.models]
@@ -50,7 +51,7 @@ def render(outcome: Outcome, words: Sequence[str]) -> str:
         headline=headline(outcome),
         notes=paired.notes,
         facts=facts(outcome),
-        sections=make_sections(outcome),
+        sections=make_sections(outcome, viewer_mb),
         command=shlex.join(words),
     )
 

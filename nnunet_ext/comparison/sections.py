@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -14,20 +15,22 @@ from nnunet_ext.comparison.outcome import Outcome
 from nnunet_ext.comparison.statistics import MEAN, Difference, distribution
 from nnunet_ext.report.cases import Unavailable, Volumes, load_case
 from nnunet_ext.report.facts import state
-from nnunet_ext.report.figures.case_overlay import error_map, worst_slice
+from nnunet_ext.report.figures.overlay import error_map, worst_slice
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, number, significant, times
 from nnunet_ext.report.scores import nan_mean
+from nnunet_ext.report.viewer import Viewer
 
 _WORST = 3  # cases that are hardest for all
+_MOST_PANELS = 13  # of a viewer: browsers keep 16 WebGL contexts and drop the oldest beyond
 
 
-def make_sections(outcome: Outcome) -> list[Section]:
-    """All sections in the order of the page; shows its progress."""
+def make_sections(outcome: Outcome, viewer_mb: float = 0) -> list[Section]:
+    """All sections in the order of the page; shows its progress. `viewer_mb`: what volumes may take of the page."""
     makers: list[Callable[[Outcome], Section | None]] = [
         summary_section,
         *[lambda outcome, measure=measure: measure_section(outcome, measure) for measure in outcome.measures],
         tested_section,
-        worst_section,
+        partial(worst_section, viewer_mb=viewer_mb),
         costs_section,
         folds_section,
         cases_section,
@@ -172,21 +175,26 @@ def _float(value: object) -> float:
     return math.nan if value is None else float(value)  # type: ignore[arg-type]
 
 
-def worst_section(outcome: Outcome) -> Section:
+def worst_section(outcome: Outcome, viewer_mb: float = 0) -> Section:
     """The cases that are hardest for all, and each model's largest loss against the baseline."""
     text, pictures = [], []
-    for case, titles in _worst_cases(outcome).items():
+    chosen = _worst_cases(outcome)
+    viewer = Viewer(viewer_mb, max(1, len(chosen)))
+    for case, titles in chosen.items():
         dice = ", ".join(f"{m.name} {number(outcome.paired.score(m, case).mean)}" for m in outcome.paired.models)
         caption = f"{case} ({'; '.join(titles)}). Mean Dice: {dice}."
         try:
-            pictures.append(_picture(outcome, case, caption))
+            picture, fits = _picture(outcome, case, caption, viewer)
+            pictures.append(picture)
+            if not fits:
+                text.append(f"{case} is too large to be looked through on this page: --viewer-mb gives it more.")
         except Unavailable as error:
             text.append(f"{caption} {error} There is no picture.")
     intro = (
         "In the slice with the most wrong voxels of all models together, across the axis of the coarsest spacing, cut "
         "to what is segmented there."
     )
-    return Section("Worst cases", [intro, *text], pictures)
+    return Section("Worst cases", [intro, *text], pictures, viewer=viewer)
 
 
 def _worst_cases(outcome: Outcome) -> dict[str, list[str]]:
@@ -206,7 +214,8 @@ def _worst_cases(outcome: Outcome) -> dict[str, list[str]]:
     return found
 
 
-def _picture(outcome: Outcome, case: str, caption: str) -> Picture:
+def _picture(outcome: Outcome, case: str, caption: str, viewer: Viewer) -> tuple[Picture, bool]:
+    """The picture, and whether the case fits into the viewer or is not wanted there."""
     volumes: dict[str, Volumes] = {}
     for model in outcome.paired.models:
         volumes[model.name] = _load(model, outcome, case)
@@ -224,7 +233,27 @@ def _picture(outcome: Outcome, case: str, caption: str) -> Picture:
     slices = first.reference.shape[where.axis]
     remark = f" {first.remark}" if first.remark else ""
     text = f"{caption} Slice {where.index + 1} of {slices}.{remark}"
-    return Picture.of(figure, text, f"Reference and predictions side by side, errors below. {text}")
+    picture = Picture.of(
+        figure,
+        text,
+        f"Reference and predictions side by side, errors below. {text}",
+        is_scan=True,
+        name=f"case {case}",
+        see=_by_case(outcome),
+    )
+    if not viewer.megabytes or 1 + len(predictions) > _MOST_PANELS:
+        return picture, True
+    shown_errors = {f"{name}: errors": error for name, error in errors.items()}
+    fits = viewer.add(
+        case,
+        first.image,
+        {"Reference": first.reference, **predictions},
+        shown_errors if 1 + 2 * len(predictions) <= _MOST_PANELS else {},
+        first.spacing,
+        labels.classes,
+        first.in_lps,
+    )
+    return picture, fits
 
 
 def _load(model: Model, outcome: Outcome, case: str) -> Volumes:
@@ -314,4 +343,9 @@ def cases_section(outcome: Outcome) -> Section:
     rows.sort(key=lambda row: (math.isnan(row[0]), row[0], row[1][0]))
     head = ["Case", "Fold", *(model.name for model in models)]
     note = "Hardest for all first. The CSV beside this page has every class and measure."
-    return Section(f"Dice by case, {outcome.overall}", tables=[Table("", head, [row for _, row in rows], note)])
+    links = {name: f"case {name}" for name in _worst_cases(outcome)}
+    return Section(_by_case(outcome), tables=[Table("", head, [row for _, row in rows], note, links=links)])
+
+
+def _by_case(outcome: Outcome) -> str:
+    return f"Dice by case, {outcome.overall}"

@@ -195,7 +195,7 @@ class Demo:
 
     def draw(self, cases: TestCases, dataset_json: Mapping[str, Any], scores: Scores) -> None:
         """The picture of the first test case."""
-        from nnunet_ext.report.figures.overlay import overlay_figure
+        from nnunet_ext.report.figures.overlay import slices_png
 
         case = cases.names[0]
         ending = dataset_json["file_ending"]
@@ -203,15 +203,16 @@ class Demo:
         truth, _ = read_volume(cases.labels / f"{case}{ending}")
         prediction, _ = read_volume(self.predictions / f"{case}{ending}")
         organs = organs_of(dataset_json)
-        overlay_figure(
+        slices_png(
             self.work / "demo.png",
             image,
             as_predicted(truth, organs),
             prediction,
             spacing=spacing,
-            label_names={organ.value: organ.name for organ in organs},
+            classes={(organ.value,): organ.name for organ in sorted(organs, key=lambda organ: organ.value)},
+            in_lps=True,
             title=f"{self.method.title}, {case}",
-            scores={o.value: scores[o.name][case] for o in organs if math.isfinite(scores[o.name][case])},
+            scores={o.name: scores[o.name][case] for o in organs if math.isfinite(scores[o.name][case])},
         )
 
 

@@ -1,6 +1,14 @@
-"""HTML pages: one file each, pictures inline, nothing loaded from anywhere, all text escaped."""
+"""HTML pages: one file each, pictures inline, nothing loaded from anywhere, all text escaped.
 
+Their content security policy has the hashes of the styles and scripts that are ours: nothing else is ever run.
+"""
+
+import base64
+import gzip
+import hashlib
+import re
 from datetime import datetime, timezone
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,16 +21,58 @@ from nnunet_ext.files import write_atomically
 def render_html(template: str, **values: Any) -> str:
     """Fills a template of this folder; `page.html.j2` is the page that the others change a part of."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
-        loader=FunctionLoader(lambda name: files("nnunet_ext.report").joinpath(name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(_text),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    date = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
-    return environment.get_template(template).render(version=__version__, date=date, **values)
+    environment.filters["anchor"] = anchor
+    style, script = _text("page.css"), _text("viewer.js")
+    allowed = [f"default-src 'none'; img-src data:; style-src {_hash(style.encode())}"]
+    niivue = None
+    if any(section.viewer and section.viewer.cases for section in values["sections"]):
+        niivue = _niivue()
+        allowed.append(f"script-src {_hash(script.encode())} {niivue['hash']}")
+    return environment.get_template(template).render(
+        version=__version__,
+        date=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        policy=Markup("; ".join(allowed)),
+        style=Markup(style),
+        viewer_script=Markup(script),
+        niivue=niivue,
+        names={picture.name for section in values["sections"] for picture in section.pictures},
+        **values,
+    )
+
+
+@cache
+def _niivue() -> dict[str, str]:
+    """The viewer's library, packed: a third of its size, and no text that could end the script element."""
+    library = files("nnunet_ext.report").joinpath("niivue/niivue.umd.js").read_bytes()
+    return {
+        "version": _text("niivue/README.md").split()[1].rstrip(","),
+        "licence": _text("niivue/LICENSE"),
+        "packed": base64.b64encode(gzip.compress(library, 9, mtime=0)).decode(),
+        "hash": _hash(library),
+    }
+
+
+def anchor(text: str) -> str:
+    """What a link to the heading or case is called: "Dice by class" -> "dice-by-class"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _text(name: str) -> str:
+    return files("nnunet_ext.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: bytes) -> str:
+    """As a content security policy names an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 
 
 def write_html(html: str, output: Path) -> None:

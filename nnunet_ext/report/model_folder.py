@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 from nnunet_ext.planning.options import PLANS_KEY
-from nnunet_ext.report.scores import FoldScores, Labels, read_scores
+from nnunet_ext.report.scores import FoldScores, Labels, Postprocessing, read_postprocessing, read_scores
 from nnunet_ext.report.training_log import Epoch, read_checkpoint_logging, read_logs
 
 DEFAULT_FOLDS = 5
@@ -64,6 +65,7 @@ class ModelFolder:
     folds: list[Fold]
     missing: list[str]
     notes: list[str] = field(default_factory=list)
+    postprocessing: list[Postprocessing] = field(default_factory=list)
 
     @property
     def arch_kwargs(self) -> dict[str, Any]:
@@ -144,8 +146,9 @@ def read_model_folder(path: str | os.PathLike) -> ModelFolder:
     numbered = {fold.name for fold in folds} - {"all"}
     missing = [str(n) for n in range(_number_of_folds(dataset)) if numbered and str(n) not in numbered]
     return ModelFolder(
-        path, dataset, trainer, plans_name, configuration, plans, values, dataset_json, labels, folds, missing, notes
-    )
+        path, dataset, trainer, plans_name, configuration, plans, values, dataset_json, labels, folds, missing, notes,
+        _read_postprocessing(path, labels, notes),
+    )  # fmt: skip
 
 
 def model_names(path: Path) -> tuple[str, str, str]:
@@ -207,6 +210,17 @@ def _number_of_folds(dataset: str) -> int:
         return len(read_json(Path(root) / dataset / "splits_final.json")) if root else DEFAULT_FOLDS
     except (OSError, ValueError, TypeError):
         return DEFAULT_FOLDS
+
+
+_MERGED = "crossval_results_folds_"  # nnU-Net's folder of the cases of several folds, with their numbers behind it
+
+
+def _read_postprocessing(path: Path, labels: Labels, notes: list[str]) -> list[Postprocessing]:
+    found = []
+    for folder in sorted(path.glob(f"{_MERGED}*")):
+        take = partial(read_postprocessing, folds=folder.name.removeprefix(_MERGED).split("_"), labels=labels)
+        found.append(_optional(folder, "postprocessing.json", take, notes))
+    return [postprocessing for postprocessing in found if postprocessing is not None]
 
 
 def _read_fold(folder: Path, labels: Labels, ending: str, notes: list[str]) -> Fold:

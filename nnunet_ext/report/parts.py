@@ -3,12 +3,14 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
+
+from nnunet_ext.report.viewer import Viewer
 
 Subject = TypeVar("Subject")
 MISSING = "\N{EN DASH}"
@@ -17,30 +19,41 @@ _DPI = 144  # one and a half pixels of the file for a CSS pixel: sharp on dense 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; the first column names the row. Columns after the first `words` hold numbers."""
+    """A table of texts; the first column names the row. Columns after the first `words` hold numbers.
+
+    `links`: first cell -> the title or name of what it links to, on the page.
+    """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     words: int = 1
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG, its width on the page in CSS pixels, its caption, and the text for those who do not see it."""
+    """A figure as PNG, its width on the page in CSS pixels, its caption, and the text for those who do not see it.
+
+    `is_scan`: grey values that must stay what they are, where the page is dark. `name`: what links to it say, and
+    `see` the title of the section that is linked below.
+    """
 
     png: bytes
     width: int
     caption: str
     alt: str
+    is_scan: bool = False
+    name: str = ""
+    see: str = ""
 
     @classmethod
-    def of(cls, figure: Figure, caption: str, alt: str) -> "Picture":
-        """Draws the figure, in its natural size."""
+    def of(cls, figure: Figure, caption: str, alt: str, **how: Any) -> "Picture":
+        """Draws the figure, in its natural size; `how` are further fields."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-        return cls(buffer.getvalue(), round(96 * figure.get_figwidth()), caption, alt)
+        return cls(buffer.getvalue(), round(96 * figure.get_figwidth()), caption, alt, **how)
 
     @property
     def data(self) -> str:
@@ -56,6 +69,7 @@ class Section:
     text: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = field(default_factory=list)
+    viewer: Viewer | None = None
 
 
 def draw_sections(makers: Sequence[Callable[[Subject], Section | None]], subject: Subject) -> list[Section]:

@@ -50,7 +50,8 @@ def values_of_key(key: str) -> tuple[int, ...]:
 class CaseScore:
     """One validation case. `dice` by class (NaN: the class is in neither segmentation); paths as recorded.
 
-    `voxels` of the reference by class, where they were recorded.
+    By class, where they were recorded: `voxels` of the reference, `predicted` voxels, and those that are
+    `false_positive` and `false_negative`.
     """
 
     case: str
@@ -59,11 +60,17 @@ class CaseScore:
     prediction_file: str
     reference_file: str
     voxels: dict[str, int] = field(default_factory=dict)
+    predicted: dict[str, int] = field(default_factory=dict)
+    false_positive: dict[str, int] = field(default_factory=dict)
+    false_negative: dict[str, int] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
         """Mean Dice over the classes that have one."""
         return nan_mean(self.dice.values())
+
+
+_COUNTS = {"voxels": "n_ref", "predicted": "n_pred", "false_positive": "FP", "false_negative": "FN"}
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,43 @@ def read_scores(summary: Mapping[str, Any], fold: str, labels: Labels, ending: s
             dice={names[key]: _number(values["Dice"]) for key, values in row["metrics"].items()},
             prediction_file=str(row["prediction_file"]),
             reference_file=str(row["reference_file"]),
-            voxels={names[key]: int(values["n_ref"]) for key, values in row["metrics"].items() if "n_ref" in values},
+            **{
+                ours: {names[key]: int(values[theirs]) for key, values in row["metrics"].items() if theirs in values}
+                for ours, theirs in _COUNTS.items()
+            },
         )
         for row in summary["metric_per_case"]
     ]
     classes = {names[key]: _number(values["Dice"]) for key, values in summary["mean"].items()}
     return FoldScores(fold, classes, _number(summary["foreground_mean"]["Dice"]), cases)
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What postprocessing changed on the cases of `folds`: Dice by class before and after, and its number of steps."""
+
+    folds: list[str]
+    before: dict[str, float]
+    after: dict[str, float]
+    steps: int
+
+
+def read_postprocessing(content: Mapping[str, Any], folds: Sequence[str], labels: Labels) -> Postprocessing:
+    """A postprocessing.json of nnU-Net.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not built as nnU-Net builds it.
+    """
+
+    def dice(part: Mapping[str, Any]) -> dict[str, float]:
+        by_class = {
+            labels.classes.get(values_of_key(key), f"label {key}"): _number(values["Dice"])
+            for key, values in part["mean"].items()
+        }
+        return {**by_class, "Mean": _number(part["foreground_mean"]["Dice"])}
+
+    steps = len(content["postprocessing_fns"])
+    return Postprocessing(list(folds), dice(content["input_folder"]), dice(content["postprocessed"]), steps)
 
 
 def case_name(path: str, ending: str) -> str:

@@ -1,25 +1,42 @@
-"""The sections between the facts and the commands: folds, curves, what the method learned, scores, overlays."""
+"""The sections between the facts and the commands; here folds, curves and cases to look at."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from tqdm import tqdm
 
 from nnunet_ext.methods import METHODS
 from nnunet_ext.report.cases import Unavailable, load_case
 from nnunet_ext.report.facts import state
-from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
+from nnunet_ext.report.figures.overlay import case_figure, error_map, worst_slice
 from nnunet_ext.report.figures.training import Topology, curves_figure
 from nnunet_ext.report.model_folder import Fold, ModelFolder
 from nnunet_ext.report.parts import MISSING, Picture, Section, Table, counted, draw_sections, duration, number
-from nnunet_ext.report.scores import CaseScore, class_means, nan_mean, remarkable_cases, worst_first
+from nnunet_ext.report.score_sections import (
+    BY_CASE,
+    cases_section,
+    postprocessing_section,
+    scores_section,
+    shown_cases,
+    spread_section,
+    volumes_section,
+)
+from nnunet_ext.report.scores import CaseScore
 from nnunet_ext.report.training_log import smoothed_dice
+from nnunet_ext.report.viewer import Viewer
 
 _TITLES = {1: "The case", 2: "Best and worst case", 3: "Best, median and worst case"}
 
 
-def make_sections(model: ModelFolder) -> list[Section]:
-    """All sections, in the order of the page; shows its progress."""
+def make_sections(
+    model: ModelFolder, viewer_mb: float = 0, surfaces: Callable[[ModelFolder], list[Section]] | None = None
+) -> list[Section]:
+    """All sections, in the order of the page; shows its progress.
+
+    `viewer_mb`: what volumes may take of the page. `surfaces` makes the sections of distances that were asked for.
+    """
+    scored_surfaces = surfaces(model) if surfaces else []
     known = {name: section for method in METHODS.values() for name, section in method.sections().items()}
     learned = dict.fromkeys(fold.method for fold in model.folds if fold.method in known)
     makers: list[Callable[[ModelFolder], Section | None]] = [
@@ -27,7 +44,11 @@ def make_sections(model: ModelFolder) -> list[Section]:
         curves_section,
         *(known[name] for name in learned if name),
         scores_section,
-        overlays_section,
+        spread_section,
+        *[lambda model, section=section: section for section in scored_surfaces],
+        volumes_section,
+        postprocessing_section,
+        partial(overlays_section, viewer_mb=viewer_mb),
         cases_section,
     ]
     return draw_sections(makers, model)
@@ -104,41 +125,18 @@ def _beside_curves(fold: Fold) -> Topology | None:
     return next((topology for topology in found if topology is not None), None)
 
 
-def scores_section(model: ModelFolder) -> Section | None:
-    """Mean Dice by class: each fold as its summary.json says, and all cases together."""
-    folds = model.scored
-    if not folds:
-        return None
-    head = [
-        "Region" if model.labels.has_regions else "Class",
-        *(f"Fold {scores.fold} (n = {len(scores.cases)})" for scores in folds),
-    ]
-    names = list(dict.fromkeys(name for scores in folds for name in scores.classes))
-    rows = [[name, *(number(scores.classes.get(name)) for scores in folds)] for name in names]
-    rows.append(["Mean", *(number(scores.foreground) for scores in folds)])
-    note = "A dash: the class is in no reference and in no prediction."
-    if len(model.cross_validation) > 1:
-        cases = [case for scores in model.cross_validation for case in scores.cases]
-        together = class_means(cases)
-        head.append(f"All (n = {len(cases)})")
-        last = [*(together.get(name) for name in names), nan_mean(together.values())]
-        rows = [[*row, number(value)] for row, value in zip(rows, last, strict=True)]
-        note += " All: the mean over all cases of the cross-validation, in which each case counts the same."
-    return Section("Dice by class", tables=[Table("", head, rows, note)])
-
-
-def overlays_section(model: ModelFolder) -> Section | None:
-    """The best, median and worst case, each in its slice with the most wrong voxels."""
-    folds = model.cross_validation or model.scored
-    chosen = remarkable_cases(case for scores in folds for case in scores.cases)
+def overlays_section(model: ModelFolder, viewer_mb: float = 0) -> Section | None:
+    """The best, median and worst case, each in its slice with the most wrong voxels, and to be looked through."""
+    chosen = shown_cases(model)
     if not chosen:
         return None
     text, pictures = [], []
     remarks: dict[str, list[str]] = {}
+    viewer = Viewer(viewer_mb, len(chosen))
     for title, case in tqdm(chosen.items(), desc="Overlays", unit="case", leave=False, disable=None):
         name = f"{title}: {case.case} (fold {case.fold}), mean Dice {number(case.mean)}"
         try:
-            picture, remark = _overlay(model, case, name)
+            picture, remark = _overlay(model, case, name, viewer)
             pictures.append(picture)
             if remark:
                 remarks.setdefault(remark, []).append(title)
@@ -149,13 +147,13 @@ def overlays_section(model: ModelFolder) -> Section | None:
         "By mean Dice, in the slice with the most wrong voxels, across the axis of the coarsest spacing, cut to what "
         "is segmented there. Scans are turned as radiologists look at them: R is the patient's right."
     )
-    return Section(_TITLES[len(chosen)], [intro, *text], pictures)
+    return Section(_TITLES[len(chosen)], [intro, *text], pictures, viewer=viewer)
 
 
 _STARTS = ("feet", "front", "right")  # where slices across each axis of a volume in LPS begin
 
 
-def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, str]:
+def _overlay(model: ModelFolder, case: CaseScore, name: str, viewer: Viewer) -> tuple[Picture, str]:
     volumes = load_case(model, case)
     classes = model.labels.classes
     errors = error_map(volumes.reference, volumes.prediction, classes, model.labels.ignore)
@@ -167,17 +165,17 @@ def _overlay(model: ModelFolder, case: CaseScore, name: str) -> tuple[Picture, s
     wrong = f"{where.wrong:,} of the case's {where.wrong_in_case:,} wrong voxels" if where.wrong else "nothing is wrong"
     counted_from = f" from the {_STARTS[where.axis]}" if volumes.in_lps else ""
     caption = f"{name}. Slice {where.index + 1} of {slices}{counted_from}: {wrong}."
-    return Picture.of(figure, caption, f"Reference, prediction and errors side by side. {caption}"), volumes.remark
-
-
-def cases_section(model: ModelFolder) -> Section | None:
-    """Every validation case, the worst first."""
-    cases = worst_first(case for scores in model.scored for case in scores.cases)
-    if not cases:
-        return None
-    names = list(dict.fromkeys(name for case in cases for name in case.dice))
-    rows = [
-        [case.case, case.fold, number(case.mean), *(number(case.dice.get(name)) for name in names)] for case in cases
-    ]
-    note = "Worst first. A dash: the class is in neither segmentation, and does not count in the mean."
-    return Section("Dice by case", tables=[Table("", ["Case", "Fold", "Mean", *names], rows, note)])
+    alt = f"Reference, prediction and errors side by side. {caption}"
+    picture = Picture.of(figure, caption, alt, is_scan=True, name=f"case {case.case}", see=BY_CASE)
+    remark = volumes.remark
+    if viewer.megabytes and not viewer.add(
+        name,
+        volumes.image,
+        {"Reference": volumes.reference, "Prediction": volumes.prediction},
+        {"Errors": errors},
+        volumes.spacing,
+        classes,
+        volumes.in_lps,
+    ):
+        remark = f"{remark} Too large to be looked through on this page: --viewer-mb gives it more.".strip()
+    return picture, remark

@@ -7,12 +7,13 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from report.folders import Model
+from report.folders import Model, store
 
 from nnunet_ext.report.cases import Unavailable, load_case
-from nnunet_ext.report.figures.case_overlay import WorstSlice, case_figure
+from nnunet_ext.report.figures.overlay import WorstSlice, case_figure
 from nnunet_ext.report.model_folder import read_model_folder
 from nnunet_ext.report.orientation import direction_of, to_lps
+from nnunet_ext.report.sections import overlays_section
 
 SPACING = (3.0, 2.0, 1.0)  # z, y, x
 
@@ -129,6 +130,20 @@ def test_a_case_is_read_in_lps(tmp_path, monkeypatch):
     assert volumes.in_lps
     assert np.array_equal(volumes.reference, patient() > 0) and np.array_equal(volumes.prediction, patient() > 1)
     assert np.array_equal(volumes.image > 0, patient() > 0)
+
+
+def test_however_a_scan_is_stored_page_and_viewer_have_the_same_picture(tmp_path, monkeypatch):
+    """To the last byte of the PNG and of the volumes; the thick slices (3 mm) lie along another axis of each file."""
+    seen = {}
+    for axes in ("LPS", "RAS", "SRA", "PSL", "oblique"):
+        _, _, files = model_of(tmp_path / axes, monkeypatch, "LPS")
+        for file in files:
+            store(file, axes)
+        section = overlays_section(read_model_folder(files[1].parents[2]), viewer_mb=1)
+        seen[axes] = (section.pictures[0].png, section.viewer.content)
+        assert section.viewer.cases[0].sides_known
+    for axes, made in seen.items():
+        assert made == seen["LPS"], axes
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -1,6 +1,9 @@
 """The page of `nnunet_ext report`: what it says, that its numbers are those of the files, and that it stands alone."""
 
 import argparse
+import base64
+import gzip
+import hashlib
 import json
 import math
 import re
@@ -15,6 +18,7 @@ from report.folders import (
     LABELS,
     REGIONS,
     SHAPE,
+    SPACING,
     Model,
     Page,
     e2enet_model,
@@ -30,6 +34,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.report.commands import predict_command, train_commands
 from nnunet_ext.report.facts import fold_notes, headline
 from nnunet_ext.report.model_folder import read_model_folder
+from nnunet_ext.report.score_sections import postprocessing_section, volumes_section
 
 
 def run(path, *words):
@@ -38,12 +43,12 @@ def run(path, *words):
     return report.run(parser.parse_args([str(path), *words]))
 
 
-def make_page(model, **environment):
+def make_page(model, words=(), **environment):
     """Runs the command on a model, with its environment, and reads the page that it writes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**model.environment, **environment}.items():
             patch.setenv(name, value) if value else patch.delenv(name, raising=False)
-        run(model.path, "-o", str(model.root / "page.html"))
+        run(model.path, "-o", str(model.root / "page.html"), "--overwrite", *words)
     return Page((model.root / "page.html").read_text())
 
 
@@ -77,6 +82,8 @@ def test_an_e2enet_folder_has_its_facts_curves_and_fusion_flow(e2enet):
         "Share of active connections by direction",
         "Masks in the last epoch",
         "Dice by class",
+        "Dice over the cases",
+        "Volumes",
         "Best, median and worst case",
         "Dice by case",
         "Reproduce",
@@ -158,6 +165,82 @@ def test_dice_by_class_and_by_case_are_those_of_summary_json(stock):
             dice = [row["metrics"][key]["Dice"] for key in ("1", "2")]
             case = row["prediction_file"].split("/")[-1].removesuffix(".nii.gz")
             assert by_case[case] == [str(fold), *(f"{value:.4f}" for value in (sum(dice) / 2, *dice))]
+
+
+def test_the_spread_is_that_of_all_cases(e2enet, stock):
+    assert stock.page.table("Dice over the cases")["outer"][0] == "12", "of four folds"
+    cases = [cells for name, cells in e2enet.table("Dice by case").items() if name != "Case"]
+    spread = e2enet.table("Dice over the cases")
+    for column, name in ((2, "outer"), (3, "inner"), (1, "Mean of a case")):
+        values = [float(cells[column]) for cells in cases]
+        expected = np.percentile(values, [50, 25, 75, 0, 100])
+        assert spread[name][0] == "3"
+        assert [float(cell) for cell in spread[name][1:]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_volumes_are_counted_over_all_cases(e2enet):
+    reference, predictions = three_cases()["good"][0], [prediction for _, prediction in three_cases().values()]
+    table = e2enet.table("Volumes")
+    for value, name in ((1, "outer"), (2, "inner")):
+        true = 3 * (reference == value).sum()
+        found = sum((p == value).sum() for p in predictions)
+        extra = sum(((p == value) & (reference != value)).sum() for p in predictions)
+        missed = sum(((p != value) & (reference == value)).sum() for p in predictions)
+        change = f"{100 * (found / true - 1):+.1f} %"
+        assert table[name][:5] == [f"{true:,}", f"{found:,}", change, f"{extra:,}", f"{missed:,}"]
+    assert table["inner"][5:] == ["1 of 3", "0 of 0"] and table["outer"][5:] == ["0 of 3", "0 of 0"]
+
+
+def test_volumes_are_left_out_where_nobody_counted(tmp_path):
+    model = stock_model(tmp_path)
+    path = model.path / "fold_0" / "validation" / "summary.json"
+    content = json.loads(path.read_text())
+    for row in content["metric_per_case"]:
+        row["metrics"] = {key: {"Dice": values["Dice"]} for key, values in row["metrics"].items()}
+    write_json(path, content)
+    assert volumes_section(read_model_folder(model.path)) is None
+
+
+def test_distances_are_computed_where_they_are_asked_for(tmp_path):
+    """The prediction is one row further back: HD95 of both classes is that."""
+    model = Model(tmp_path)
+    reference, shifted = three_cases()["fair"]
+    model.fold(0, {"fair": (reference, shifted), "good": (reference, reference)})
+    made = make_page(model, words=["--measures", "hd95", "nsd", "--tolerance", "0.5", "-np", "1"])
+    assert {"HD95 (mm)", "NSD"} <= set(made.headings)
+    step = f"{SPACING[1]:.4f}"
+    assert made.table("HD95 (mm)")["outer"][0] == "2"
+    assert made.table("HD95 (mm)")["outer"][4:] == ["0.0000", step]
+    low, high = (float(cell) for cell in made.table("NSD")["inner"][4:])
+    assert low < high == 1.0
+    (model.path / "fold_0" / "validation" / "fair.nii.gz").unlink()
+    with pytest.raises(ConfigurationError, match=r"HD95 \(mm\) of .* cannot be computed. The prediction"):
+        make_page(model, words=["--measures", "hd95", "-np", "1"])
+
+
+def test_the_postprocessing_is_what_nnunet_decided(tmp_path):
+    model = stock_model(tmp_path)
+    assert postprocessing_section(read_model_folder(model.path)) is None
+    write_json(
+        model.path / "crossval_results_folds_0_1" / "postprocessing.json",
+        {
+            "input_folder": {"foreground_mean": {"Dice": 0.5}, "mean": {"1": {"Dice": 0.4}, "2": {"Dice": 0.6}}},
+            "postprocessed": {"foreground_mean": {"Dice": 0.55}, "mean": {"1": {"Dice": 0.5}, "2": {"Dice": 0.6}}},
+            "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+            "postprocessing_kwargs": [{"labels_or_regions": [1]}],
+        },
+    )
+    section = postprocessing_section(read_model_folder(model.path))
+    assert section.text[0].startswith("Over folds 0, 1, ") and "applies 1 step " in section.text[0]
+    assert section.tables[0].rows == [
+        ["outer", "0.4000", "0.5000"],
+        ["inner", "0.6000", "0.6000"],
+        ["Mean", "0.5000", "0.5500"],
+    ]
+    (model.path / "crossval_results_folds_0_1" / "postprocessing.json").write_text("{}")
+    assert (
+        read_model_folder(model.path).notes[0].startswith("crossval_results_folds_0_1/postprocessing.json is damaged")
+    )
 
 
 def test_every_table_has_as_many_cells_as_heads(stock):
@@ -291,13 +374,37 @@ def test_a_class_that_is_nowhere_has_a_dash_and_does_not_count(tmp_path):
 
 
 def test_nothing_is_loaded_from_anywhere(e2enet):
-    loading = {"script", "link", "iframe", "object", "embed", "video", "audio", "source", "base"}
+    loading = {"link", "iframe", "object", "embed", "video", "audio", "source", "base"}
     assert not loading & {tag for tag, _ in e2enet.tags}
-    sources = [attributes.get(key) for _, attributes in e2enet.tags for key in ("src", "srcset", "href", "poster")]
+    assert all("src" not in attributes for tag, attributes in e2enet.tags if tag == "script")
+    sources = [attributes.get(key) for _, attributes in e2enet.tags for key in ("src", "srcset", "poster")]
     assert all(source.startswith("data:image/png;base64,") for source in sources if source)
     assert not re.search(r"url\(|@import|://", re.sub(r"data:image/png;base64,[\w+/=]+", "", e2enet.html))
-    assert len(e2enet.pictures) == 7
+    assert len(e2enet.pictures) == 9
     assert all(e2enet.png(p["caption"]).startswith(b"\x89PNG") and p["alt"] for p in e2enet.pictures)
+
+
+def test_only_the_styles_and_scripts_that_the_policy_names_by_hash_count(e2enet):
+    policy = next(a["content"] for tag, a in e2enet.tags if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert set(rules) == {"default-src", "img-src", "style-src", "script-src"} and rules["default-src"] == "'none'"
+    packed = re.search(r'id="niivue-packed">([^<]+)', e2enet.html).group(1)
+    running = re.findall(r"<script>(.*?)</script>", e2enet.html, re.DOTALL)
+    texts = {
+        "style-src": [style.encode() for style in re.findall(r"<style>(.*?)</style>", e2enet.html, re.DOTALL)],
+        "script-src": [*(script.encode() for script in running), gzip.decompress(base64.b64decode(packed))],
+    }
+    for rule, found in texts.items():
+        hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found]
+        assert len(found) == len(rules[rule].split()) and hashes == rules[rule].split()
+
+
+def test_contents_and_links_lead_to_places_of_the_page(e2enet):
+    ids = [a["id"] for _, a in e2enet.tags if "id" in a]
+    links = [a["href"] for tag, a in e2enet.tags if tag == "a"]
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in links} <= set(ids) and all(link.startswith("#") for link in links)
+    assert {"#facts", "#dice-by-class", "#reproduce", "#case-f0-bad", "#dice-by-case"} <= set(links)
 
 
 def test_names_from_a_strangers_folder_are_escaped(tmp_path):
@@ -305,7 +412,7 @@ def test_names_from_a_strangers_folder_are_escaped(tmp_path):
     write_json(model.path / "plans.json", {**model.plans, "dataset_name": "Data<img src=x onerror=alert(1)>; rm"})
     model.fold(0, three_cases())
     made = make_page(model)
-    assert "script" not in {tag for tag, _ in made.tags}
+    assert not re.search(r"<script>\s*alert|<img src=x", made.html)
     assert all("onerror" not in attributes for _, attributes in made.tags)
     assert "nnUNetv2_train 'Data<img src=x onerror=alert(1)>; rm' 3d_fullres 0" in made.text
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
-from skimage.color import rgb2lab
 
-from nnunet_ext.report.figures.overlay import ERRORS, PALETTE, choose_slices, grey_window, label_colour, overlay_figure
+from nnunet_ext.report.figures.overlay import choose_slices, draw_outline, grey_window, slices_png
+from nnunet_ext.report.figures.palette import label_colour
 
 
 def volume(shape=(12, 20, 16)):
@@ -54,25 +54,14 @@ def test_the_grey_window_follows_the_labelled_voxels_not_the_air():
     assert low < high
 
 
-def test_shades_after_the_palette_are_lighter_then_darker():
-    for position, colour in enumerate(PALETTE):
-        plain = np.array(to_rgb(colour))
-        assert label_colour(position) == pytest.approx(plain)
-        assert label_colour(position + len(PALETTE)) == pytest.approx((plain + 1) / 2)
-        assert label_colour(position + 2 * len(PALETTE)) == pytest.approx(0.55 * plain)
-
-
-def test_no_two_labels_share_a_colour():
-    colours = [label_colour(k) for k in range(3 * len(PALETTE))]
-    assert len(set(colours)) == len(colours)
-
-
-def test_classes_and_errors_can_be_told_apart():
-    """CIELAB, in which a distance of 2 is just seen; the classes are those before the shades."""
-    colours = [*PALETTE, *(colour for _, colour in ERRORS.values())]
-    lab = rgb2lab(np.array([to_rgb(colour) for colour in colours])[None])[0]
-    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
-    assert distances[np.triu_indices(len(colours), 1)].min() >= 20
+def test_outlines_run_along_the_edges_of_voxels():
+    mask = np.zeros((4, 5), bool)
+    mask[1, 2:4] = True
+    ax = Figure().subplots()
+    draw_outline(ax, mask, "white", 1)
+    segments = {tuple(map(tuple, segment)) for segment in ax.collections[0].get_segments()}
+    sides = [((x, y), (x + 1, y)) for x in (1.5, 2.5) for y in (0.5, 1.5)]
+    assert segments == {*sides, ((1.5, 0.5), (1.5, 1.5)), ((3.5, 0.5), (3.5, 1.5))}
 
 
 def colour_share(png, colour, tolerance=0.12):
@@ -82,9 +71,9 @@ def colour_share(png, colour, tolerance=0.12):
 def test_the_png_shows_both_label_maps_and_the_legend(tmp_path):
     image, truth = volume()
     both, neither = tmp_path / "both.png", tmp_path / "neither.png"
-    names = {1: "liver", 2: "spleen"}
-    overlay_figure(both, image, truth, truth, spacing=(3, 1, 1), label_names=names, title="case", scores={1: 0.9})
-    overlay_figure(neither, image, truth, np.zeros_like(truth), spacing=(3, 1, 1), label_names=names)
+    names = {(1,): "liver", (2,): "spleen"}
+    slices_png(both, image, truth, truth, spacing=(3, 1, 1), classes=names, title="case", scores={"liver": 0.9})
+    slices_png(neither, image, truth, np.zeros_like(truth), spacing=(3, 1, 1), classes=names)
     pictures = [imread(path) for path in (both, neither)]
     assert all(min(picture.shape[:2]) > 300 for picture in pictures)
     right = [picture[:, 2 * picture.shape[1] // 3 :, :3] for picture in pictures]
@@ -98,7 +87,7 @@ def test_panels_have_the_aspect_of_the_spacing(tmp_path):
     image, truth = volume((12, 20, 20))
     heights = []
     for spacing in ((3, 1, 1), (3, 2, 1)):
-        overlay_figure(tmp_path / "x.png", image, truth, truth, spacing=spacing, label_names={1: "a", 2: "b"}, rows=1)
+        slices_png(tmp_path / "x.png", image, truth, truth, spacing=spacing, classes={(1,): "a", (2,): "b"}, rows=1)
         heights.append(imread(tmp_path / "x.png").shape[0])
     assert heights[1] > 1.5 * heights[0]
 
@@ -106,16 +95,16 @@ def test_panels_have_the_aspect_of_the_spacing(tmp_path):
 def test_the_axis_of_thick_slices_is_cut(tmp_path):
     image, truth = volume()
     paths = [tmp_path / "first.png", tmp_path / "last.png"]
-    overlay_figure(paths[0], image, truth, truth, spacing=(3, 1, 1), label_names={1: "a", 2: "b"})
-    turned = [np.moveaxis(a, 0, 2) for a in (image, truth, truth)]
-    overlay_figure(paths[1], *turned, spacing=(1, 1, 3), label_names={1: "a", 2: "b"})
+    slices_png(paths[0], image, truth, truth, spacing=(3, 1, 1), classes={(1,): "a", (2,): "b"})
+    turned = [np.moveaxis(a, 0, 2)[::-1] for a in (image, truth, truth)]  # these slices stand on their feet
+    slices_png(paths[1], *turned, spacing=(1, 1, 3), classes={(1,): "a", (2,): "b"})
     np.testing.assert_array_equal(imread(paths[0]), imread(paths[1]))
 
 
 def test_volumes_of_different_shape_are_refused(tmp_path):
     image, truth = volume()
     with pytest.raises(ValueError, match="three volumes"):
-        overlay_figure(tmp_path / "x.png", image, truth, truth[1:], spacing=(3, 1, 1), label_names={1: "a"})
+        slices_png(tmp_path / "x.png", image, truth, truth[1:], spacing=(3, 1, 1), classes={(1,): "a"})
     with pytest.raises(ValueError, match="three volumes"):
-        overlay_figure(tmp_path / "x.png", image[0], truth[0], truth[0], spacing=(1, 1), label_names={1: "a"})
+        slices_png(tmp_path / "x.png", image[0], truth[0], truth[0], spacing=(1, 1), classes={(1,): "a"})
     assert not list(tmp_path.iterdir())

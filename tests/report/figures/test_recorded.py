@@ -12,8 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
-from nnunet_ext.report.figures.overlay import draw_overlay
+from nnunet_ext.report.figures.overlay import case_figure, error_map, slices_figure, worst_slice
 from nnunet_ext.report.figures.training import Topology, curves_figure
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -22,7 +21,7 @@ from report.figures.described import described
 pytest.importorskip("matplotlib", minversion="3.10")  # before, contours were made of other artists
 
 RECORDED = Path(__file__).with_name("recorded.json")
-NAMES = {1: "liver", 2: "spleen", 5: "a region"}
+CLASSES = {(1,): "liver", (2,): "spleen", (5,): "a third"}
 
 
 def labels():
@@ -46,7 +45,7 @@ def case(axis_of_thick_slices, with_image=True, in_lps=True):
 
 
 def overlay(**how):
-    return draw_overlay(*labels(), **{"spacing": (3.0, 1.0, 1.5), "label_names": NAMES, **how})
+    return slices_figure(*labels(), **{"spacing": (3.0, 1.0, 1.5), "classes": CLASSES, **how})
 
 
 def curves(epochs, topology=False):
@@ -57,9 +56,9 @@ def curves(epochs, topology=False):
 
 
 FIGURES = {
-    "overlay": lambda: overlay(title="case 7", scores={1: 0.912, 5: 0.5}, rows=2),
-    "overlay of nothing": lambda: draw_overlay(
-        np.zeros((4, 12, 10)), *2 * [np.zeros((4, 12, 10), np.uint8)], spacing=(1, 1, 1), label_names={1: "liver"}
+    "overlay": lambda: overlay(title="case 7", scores={"liver": 0.912, "a third": 0.5}, in_lps=True, rows=2),
+    "overlay of nothing": lambda: slices_figure(
+        np.zeros((4, 12, 10)), *2 * [np.zeros((4, 12, 10), np.uint8)], spacing=(1, 1, 1), classes={(1,): "liver"}
     ),
     "overlay of a few millimetres": lambda: overlay(spacing=(0.2, 0.1, 0.1), rows=1),
     "overlay of large voxels": lambda: overlay(spacing=(9.0, 9.0, 9.0), axis=1, rows=1),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunet_ext.report.figures.case_overlay import case_figure, error_map, worst_slice
+from nnunet_ext.report.figures.overlay import case_figure, error_map, worst_slice
 
 CLASSES = {(1,): "outer", (2,): "inner"}
 REGIONS = {(1, 2): "whole", (2,): "inner"}
