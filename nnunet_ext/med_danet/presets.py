@@ -37,5 +37,6 @@ def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
         device: "cpu" or "cuda".
         steps: of the whole training.
     """
-    widths = (8, 16) if device == "cuda" or real_images else (4, 8)
-    return {"candidates": [{"type": "unet", "width": width} for width in widths], "initial_lr": 0.005, "cost": 0.05}
+    widths = (12, 16) if device == "cuda" or real_images else (6, 8)
+    candidates = [{"type": "unet", "width": width} for width in widths]
+    return {"candidates": candidates, "leaving_candidates": [], "initial_lr": 0.005, "cost": 0.1}
