@@ -24,7 +24,7 @@ from nnunet_ext.planning.derive import derive_plans
 from nnunet_ext.studies.study import read_study
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = {"plan", "info", "methods", "options", "presets"}  # what runs here
 PLACEHOLDERS = {"CHALLENGE": "btcv", "FOLDER": ".", "FILE.zip": "a.zip"}
 
@@ -135,7 +135,7 @@ OTHERS = [
 
 
 def test_other_commands_are_known():
-    assert {words[0] for _, words in OTHERS} <= {"bash", "pip", "pytest", "export", "python"}
+    assert {words[0] for _, words in OTHERS} <= {"bash", "conda", "docker", "export", "pip", "pytest", "python", "sbatch"}
     assert all((ROOT / words[1]).is_file() for _, words in OTHERS if words[0] == "python")
 
 
