@@ -135,7 +135,16 @@ OTHERS = [
 
 
 def test_other_commands_are_known():
-    assert {words[0] for _, words in OTHERS} <= {"bash", "conda", "docker", "export", "pip", "pytest", "python", "sbatch"}
+    assert {words[0] for _, words in OTHERS} <= {
+        "bash",
+        "conda",
+        "docker",
+        "export",
+        "pip",
+        "pytest",
+        "python",
+        "sbatch",
+    }
     assert all((ROOT / words[1]).is_file() for _, words in OTHERS if words[0] == "python")
 
 

@@ -38,7 +38,8 @@ def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
     return {
         "backbone": "vit_tiny_patch16_224",
         "backbone_settings": {"patch_size": 6},
-        "decoder": "unet",
+        "depths": [1, 1, 1, 1],
+        "decoder": "setr_naive",
         "tuning": "scratch",
         "pretrained": False,
         "initial_lr": 1e-3,
