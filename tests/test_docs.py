@@ -185,3 +185,18 @@ def test_commands_without_a_training_run(where, words, planned, monkeypatch, cap
     if any("med_tuning" in word for word in words):  # ImageNet's weights are not at hand
         words += ["--set", "pretrained=false"]
     assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def test_the_readmes_table_has_what_the_planners_planned():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "planned_networks.json").read_text())["rows"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = {re.sub(r"\[(.+?)\].*", r"\1", line.split(" | ")[0].strip("| ")): line for line in text.splitlines()
+             if " MB |" in line and line.startswith("|")}  # fmt: skip
+    for row in rows:
+        line = table.get(row["network"].removesuffix(" search"))
+        patch = "x".join(map(str, row["patch_size"]))
+        assert f"{patch}, {row['batch_size']}" in line
+        if row["network"] in table:
+            assert f"{row['parameters'] / 1e6:.1f} M" in line and f"{row['stored_mb']:.0f} MB" in line
+            if row["trained_parameters"] < row["parameters"]:
+                assert f"{row['trained_parameters'] / 1e6:.1f} M trained" in line
