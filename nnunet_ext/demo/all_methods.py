@@ -12,7 +12,7 @@ from nnunet_ext.files import read_json
 from nnunet_ext.methods import METHODS
 
 TRAINING_CASES = 20  # of the phantoms, so that four are validated
-STOCK = "nnU-Net's U-Net"
+STOCK = "nnU-Net"
 STOCK_PLANS = "nnUNetPlans"
 CAUTION = (
     "A demonstration: narrow networks, minutes of training, one fold and few cases. It shows that everything runs and "
@@ -50,14 +50,16 @@ class DemoOfAll:
             demo.train(settings["num_epochs"], f"{title}: train")
             models[title] = demo.model
             steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]
-        self.compare({STOCK: self.train_stock(steps), **models})
-        self.report(time.monotonic() - start)
+        trainer, epochs = stock_trainer(steps)
+        note = f"{CAUTION} {STOCK}'s U-Net had {250 * epochs} steps, the others {steps} each."
+        self.compare({STOCK: self.train_stock(trainer, epochs), **models}, note)
+        self.report(note, time.monotonic() - start)
 
-    def train_stock(self, steps: int) -> Path:
-        """nnU-Net's own trainer, for about as many steps; returns its model folder."""
+    def train_stock(self, trainer: str, epochs: int) -> Path:
+        """A training of nnU-Net's own U-Net; returns its model folder."""
         from nnunet_ext.planning.plans_files import read_plans, write_plans
 
-        (trainer, epochs), name = stock_trainer(steps), f"{STOCK_PLANS}_Demo"
+        name = f"{STOCK_PLANS}_Demo"
         with self.stages.stage(f"{STOCK}: shorten"):
             plans = read_plans(self.first.preprocessed, STOCK_PLANS)
             if CONFIGURATION not in plans["configurations"]:
@@ -72,15 +74,15 @@ class DemoOfAll:
         self.stages.run(f"{STOCK}: train", ["nnUNetv2_train", *words], environment=variables, epochs=epochs)
         return self.first.model.with_name(f"{trainer}__{name}__{CONFIGURATION}")
 
-    def compare(self, models: dict[str, Path]) -> None:
+    def compare(self, models: dict[str, Path], note: str) -> None:
         """The page, by the command that a user would type."""
         words = [f"{name}={folder}" for name, folder in models.items()]
-        command = ["nnunet_ext", "compare", *words, "-o", str(self.work / "compare.html"), "--note", CAUTION]
+        command = ["nnunet_ext", "compare", *words, "-o", str(self.work / "compare.html"), "--note", note]
         self.stages.run("Compare", command)
 
-    def report(self, seconds: float) -> None:
+    def report(self, note: str, seconds: float) -> None:
         """Prints Dice, parameters and times, and where the page lies."""
         compared = read_json(self.work / "compare.json")
         times = {name: self.stages.seconds[f"{name}: train"] for name in (m["name"] for m in compared["models"])}
-        print(f"\n{models_table(compared, times)}\n\n{CAUTION}")
+        print(f"\n{models_table(compared, times)}\n\n{note}")
         print(f"\nTotal  {seconds:.0f} s\nPage   {self.work / 'compare.html'}\nLogs   {self.work / 'logs'}")
