@@ -215,6 +215,7 @@ METHODS = {
             presets_path="nnunet_ext.med_danet.presets.PRESETS",
             docs="docs/med_danet.md",
             report_paths={"med_danet": "nnunet_ext.med_danet.report.section"},
+            demo_path="nnunet_ext.med_danet.presets.demo_settings",
             further_costs_path="nnunet_ext.med_danet.costs.further_cost_reports",
         ),
         Method(
@@ -229,6 +230,7 @@ METHODS = {
             presets_path="nnunet_ext.med_tuning.presets.PRESETS",
             docs="docs/med_tuning.md",
             report_paths={"med_tuning": "nnunet_ext.med_tuning.report.section"},
+            demo_path="nnunet_ext.med_tuning.presets.demo_settings",
             parts_path="nnunet_ext.med_tuning.costs.part_counts",
             plan_check_path="nnunet_ext.med_tuning.weights.check_plan",
             needs_path="nnunet_ext.med_tuning.weights.found_here",

@@ -10,6 +10,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunet_ext.discovery.commands import typed_command
 from nnunet_ext.discovery.compatibility import check_nnunet_version
 from nnunet_ext.errors import show_configuration_errors_as_text
 from nnunet_ext.methods import default_plans_name
@@ -90,7 +91,9 @@ class ExtPlanner(ExperimentPlanner):
                 f"{name}: preprocessed data are there ({identifier}{whose}). Nothing is left to do; "
                 f"nnUNetv2_preprocess would delete them and make them again."
             )
-        command = f"nnUNetv2_preprocess -d {int(self.dataset_name[7:10])} -plans_name {self.plans_identifier} -c {name}"
+        number = str(int(self.dataset_name[7:10]))
+        words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", self.plans_identifier, "-c", name]
+        command = typed_command(words)
         return f"{name}: preprocessed data are not there yet ({identifier}{whose}). They are made by: {command}"
 
     @classmethod

@@ -24,7 +24,7 @@ from nnunet_ext.planning.derive import derive_plans
 from nnunet_ext.studies.study import read_study
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = {"plan", "info", "methods", "options", "presets"}  # what runs here
 PLACEHOLDERS = {"CHALLENGE": "btcv", "FOLDER": ".", "FILE.zip": "a.zip"}
 
@@ -135,7 +135,16 @@ OTHERS = [
 
 
 def test_other_commands_are_known():
-    assert {words[0] for _, words in OTHERS} <= {"bash", "pip", "pytest", "export", "python"}
+    assert {words[0] for _, words in OTHERS} <= {
+        "bash",
+        "conda",
+        "docker",
+        "export",
+        "pip",
+        "pytest",
+        "python",
+        "sbatch",
+    }
     assert all((ROOT / words[1]).is_file() for _, words in OTHERS if words[0] == "python")
 
 
@@ -176,3 +185,18 @@ def test_commands_without_a_training_run(where, words, planned, monkeypatch, cap
     if any("med_tuning" in word for word in words):  # ImageNet's weights are not at hand
         words += ["--set", "pretrained=false"]
     assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def test_the_readmes_table_has_what_the_planners_planned():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "planned_networks.json").read_text())["rows"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = {re.sub(r"\[(.+?)\].*", r"\1", line.split(" | ")[0].strip("| ")): line for line in text.splitlines()
+             if " MB |" in line and line.startswith("|")}  # fmt: skip
+    for row in rows:
+        line = table.get(row["network"].removesuffix(" search"))
+        patch = "x".join(map(str, row["patch_size"]))
+        assert f"{patch}, {row['batch_size']}" in line
+        if row["network"] in table:
+            assert f"{row['parameters'] / 1e6:.1f} M" in line and f"{row['stored_mb']:.0f} MB" in line
+            if row["trained_parameters"] < row["parameters"]:
+                assert f"{row['trained_parameters'] / 1e6:.1f} M trained" in line

@@ -22,9 +22,10 @@ def check_patch(plans: PlansManager, configuration: ConfigurationManager, name: 
     stored = PlansManager(plans.plans).get_configuration(name)  # a manager gives its one copy to everybody
     planned, ours = list(stored.patch_size), list(configuration.patch_size)
     if planned != ours:
+        value = json.dumps(ours, separators=(",", ":"))
         raise ConfigurationError(
             f"The trainer changed the patch to {ours}, but the plans that are stored with the model say {planned}, and "
-            f"prediction follows those. Change the plans instead: nnunet_ext plan ... --set patch_size={ours}."
+            f"prediction follows those. Change the plans instead: nnunet_ext plan ... --set patch_size={value}."
         )
 
 

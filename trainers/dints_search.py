@@ -18,6 +18,7 @@ from nnunet_ext.dints.network import DiNTSSearchNet, search_arch_kwargs_at
 from nnunet_ext.dints.options import DiNTSSearchOptions
 from nnunet_ext.dints.schedule import Pace, SearchSchedule
 from nnunet_ext.dints.snapshot import Snapshot, row_text
+from nnunet_ext.discovery.commands import typed_command
 from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.trainers.base import CUDA, ExtTrainer, NoScheduler
 from nnunet_ext.weights.random_state import random_state, set_random_state
@@ -116,9 +117,11 @@ class DiNTSSearchTrainer(ExtTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing but a line: nobody predicts with a supernet, and to slide it over whole cases takes long."""
+        words = ["nnunet_ext", "plan", self.plans_manager.dataset_name, "--method", "dints"]
+        words += ["--code", os.path.join(self.output_folder, "architecture.json"), "--name", "DiNTSPlans_searched"]
         self.print_to_log_file(
             "A search ends without a validation of whole cases: its result is the code in architecture.json, not a "
-            "model. nnunet_ext plan DATASET --method dints --code architecture.json --name PLANS makes plans of it."
+            f"model. Plans of it are made by: {typed_command(words)}"
         )
 
     def on_train_epoch_start(self) -> None:

@@ -73,12 +73,3 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         )
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} exists. Choose another place, or replace it with --overwrite.")
-
-
-def device_flag() -> str:
-    """What nnU-Net's commands must be told on this machine, with a blank before it; nothing where there is a GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return ""
-    return " -device mps" if torch.backends.mps.is_available() else " -device cpu"

@@ -1,4 +1,4 @@
-"""`nnunet_ext demo`: nnU-Net's own commands with one of our methods, from raw data to a table and a picture."""
+"""`nnunet_ext demo`: nnU-Net's own commands with one of our methods, or all, from raw data to tables and pictures."""
 
 import argparse
 import sys
@@ -12,7 +12,9 @@ from nnunet_ext.methods import METHODS, get_method
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `nnunet_ext demo`."""
     shown = sorted(name for name, method in METHODS.items() if method.demo_path)
-    parser.add_argument("--method", default="e2enet", choices=shown, help="default: %(default)s")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--method", default="e2enet", choices=shown, help="default: %(default)s")
+    which.add_argument("--all", action="store_true", help="all methods and nnU-Net's U-Net, compared on one page")
     parser.add_argument(
         "--dataset",
         type=Path,
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo; 0, or 1 when one of nnU-Net's commands failed."""
+    from nnunet_ext.demo.all_methods import DemoOfAll
     from nnunet_ext.demo.raw_dataset import check_raw_dataset
     from nnunet_ext.demo.run import Demo, prepare_work_dir
     from nnunet_ext.demo.stages import StageFailed
@@ -42,7 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs is not None and args.epochs < 1:
         raise ConfigurationError(f"--epochs must be at least 1, found {args.epochs}.")
     device = chosen_device(args.device)
-    demo = Demo(get_method(args.method), device, prepare_work_dir(args.work_dir, args.dataset), args.dataset)
+    work = prepare_work_dir(args.work_dir, args.dataset)
+    demo = (
+        DemoOfAll(device, work, args.dataset) if args.all else Demo(get_method(args.method), device, work, args.dataset)
+    )
     try:
         demo.run(args.epochs)
     except StageFailed as error:

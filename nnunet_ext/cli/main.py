@@ -97,7 +97,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="nnunet_ext",
         description="Efficient and adaptive segmentation methods for unmodified nnU-Net v2.",
         epilog="Training and prediction are nnU-Net's own commands, for example: "
-        "nnUNetv2_train DATASET 3d_fullres 0 -tr E2ENetTrainer -p E2ENetPlans",
+        "nnUNetv2_train DATASET 3d_fullres 0 -tr E2ENetTrainer -p E2ENetPlans -device DEVICE (cuda, cpu or mps)",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")

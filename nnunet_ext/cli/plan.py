@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.cli.arguments import add_dataset, add_overwrite, device_flag
+from nnunet_ext.cli.arguments import add_dataset, add_overwrite
+from nnunet_ext.discovery.commands import typed_command
+from nnunet_ext.discovery.devices import device_words
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS, Method, get_method, method_of
 from nnunet_ext.planning.options import refuse_unknown
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if not there:
             raise ConfigurationError(
                 f"{folder} has neither {method.plans_name} nor nnUNetPlans to start from. Make them with: "
-                f"nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner} (or name others with --from)."
+                f"{_planning(folder, method)} (or name others with --from)."
             )
         args.source = there[0]
         source = read_plans(folder, args.source)
@@ -117,13 +119,19 @@ def run(args: argparse.Namespace) -> int:
     if foreign and not {"patch_size", "batch_size"} & set(settings):
         print(
             f"Patch and batch are those of {args.source}, sized for another network. {method.planner} sizes them for "
-            f"{method.title}: nnUNetv2_plan_experiment -d {_number(folder.name)} -pl {method.planner}"
+            f"{method.title}: {_planning(folder, method)}"
         )
     configuration = "3d_fullres" if "3d_fullres" in changed else next(iter(changed), "3d_fullres")
-    print(
-        f"Train with: nnUNetv2_train {folder.name} {configuration} 0 -tr {method.trainer} -p {args.name}{device_flag()}"
-    )
+    print(f"Train with: {_training(folder, configuration, '-tr', method.trainer, '-p', args.name)}")
     return 0
+
+
+def _planning(folder: Path, method: Method) -> str:
+    return typed_command(["nnUNetv2_plan_experiment", "-d", _number(folder.name), "-pl", method.planner])
+
+
+def _training(folder: Path, configuration: str, *words: str) -> str:
+    return typed_command(["nnUNetv2_train", folder.name, configuration, "0", *words, *device_words()])
 
 
 def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mapping[str, Any]) -> int:
@@ -138,10 +146,11 @@ def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mappin
     what = write_plans(folder, plans, overwrite=args.overwrite)
     print(f"From {source}:")
     print(f"{folder / args.name}.json {'holds these plans already' if what == 'unchanged' else what}")
+    configuration = (args.configurations or ["3d_fullres"])[0]
     if SETTING in settings:
-        print(f"Preprocess and train with: -p {args.name} (nnUNetv2_preprocess: -plans_name {args.name})")
-    else:
-        print(f"Train with: -p {args.name}")
+        words = ["-d", _number(folder.name), "-plans_name", args.name, "-c", configuration]
+        print(f"Data that are not there yet are made by: {typed_command(['nnUNetv2_preprocess', *words])}")
+    print(f"Train with: {_training(folder, configuration, '-p', args.name)}")
     return 0
 
 

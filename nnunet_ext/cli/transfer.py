@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.cli.arguments import add_dataset, add_overwrite, check_output, device_flag
+from nnunet_ext.cli.arguments import add_dataset, add_overwrite, check_output
+from nnunet_ext.discovery.commands import typed_command
+from nnunet_ext.discovery.devices import device_words
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_atomically
 from nnunet_ext.methods import METHODS, Method
@@ -67,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
         print("With new random values:")
         for name, reason in new.items():
             print(f"  {name}: {reason}")
-    print(f"Train with: nnUNetv2_train {folder.name} {args.configuration} 0 -tr {method.trainer} -p {args.plans} "
-          f"-pretrained_weights {args.output}{device_flag()}")  # fmt: skip
+    words = [folder.name, args.configuration, "0", "-tr", method.trainer, "-p", args.plans]
+    words += ["-pretrained_weights", str(args.output), *device_words()]
+    print(f"Train with: {typed_command(['nnUNetv2_train', *words])}")
     return 0
 
 

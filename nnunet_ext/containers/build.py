@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -220,5 +221,6 @@ def _summary(folder: Path, config: dict[str, Any], dataset_json: dict[str, Any],
         lines.append("  /workspace/inputs/CASE_0000.nii.gz -> /workspace/outputs/CASE.nii.gz")
     if config["values"]:
         lines.append("  values: " + ", ".join(f"{ours} becomes {theirs}" for ours, theirs in config["values"].items()))
-    lines.append(f"Next: bash {folder}/build.sh, then bash {folder}/test.sh")
+    build, test = (shlex.join(["bash", str(folder / name)]) for name in ("build.sh", "test.sh"))
+    lines.append(f"Next: {build}, then {test}")
     return "\n".join(lines)

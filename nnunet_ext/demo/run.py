@@ -1,7 +1,6 @@
 """One run of the demo: its stages, its folder, its results."""
 
 import math
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -30,7 +29,8 @@ from nnunet_ext.demo.summary import (
     shortened_text,
     times_table,
 )
-from nnunet_ext.discovery.devices import cpus
+from nnunet_ext.discovery.commands import typed_command
+from nnunet_ext.discovery.devices import cpus, device_words
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.methods import Method
@@ -46,6 +46,9 @@ OUTPUTS = (
     "logs",
     "demo.json",
     "demo.png",
+    "compare.html",
+    "compare.json",
+    "compare.csv",
 )
 PHANTOMS = "Dataset998_Phantoms"
 CONFIGURATION = "3d_fullres"
@@ -53,9 +56,11 @@ FOLD = 0
 
 
 class Demo:
-    """One run in the prepared folder `work`."""
+    """One method's run in the prepared folder `work`; several share their data and `stages` (`all_methods`)."""
 
-    def __init__(self, method: Method, device: str, work: Path, dataset: Path | None) -> None:
+    def __init__(
+        self, method: Method, device: str, work: Path, dataset: Path | None, stages: Stages | None = None
+    ) -> None:
         self.method, self.device, self.work = method, device, work
         self.name = PHANTOMS if dataset is None else dataset.resolve().name
         self.source = dataset
@@ -65,13 +70,12 @@ class Demo:
         self.preprocessed = work / "nnUNet_preprocessed" / self.name
         self.model = work / "nnUNet_results" / self.name / f"{method.trainer}__{self.plans_name}__{CONFIGURATION}"
         self.predictions = work / "predictions"
-        (work / "logs").mkdir()
-        self.stages = Stages(child_variables(work, device), work / "logs", total=6)
+        self.stages = stages or new_stages(work, device, total=6)
 
     def run(self, epochs: int | None) -> None:
         """All stages, then the report."""
         start = time.monotonic()
-        self.introduce()
+        self.introduce(self.method.title)
         self.get_data()
         self.plan()
         settings = self.shorten(epochs)
@@ -80,20 +84,20 @@ class Demo:
         self.predict_and_evaluate(cases)
         self.report(cases, settings, time.monotonic() - start)
 
-    def introduce(self) -> None:
+    def introduce(self, title: str) -> None:
         """Says what will happen where, and with which environment."""
-        print(f"{self.method.title} on {self.name}, device {self.device}, in {self.work}")
+        print(f"{title} on {self.name}, device {self.device}, in {self.work}")
         print("nnU-Net's own commands are run. To run them by hand, set first:")
         for line in self.stages.script.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             print(f"  {line}")
 
-    def get_data(self) -> None:
-        """Generates the phantoms, or links the user's data set into the demo's nnUNet_raw."""
+    def get_data(self, training: int = 10) -> None:
+        """Generates the phantoms, so many for training, or links the user's data set into the demo's nnUNet_raw."""
         with self.stages.stage("Data"):
             if self.source is None:
                 from nnunet_ext.demo.phantoms import generate_dataset
 
-                generate_dataset(self.raw)
+                generate_dataset(self.raw, training)
                 print("  generated CT-like phantoms of ellipsoid organs")
             else:
                 link(self.source.resolve(), self.raw)
@@ -106,15 +110,14 @@ class Demo:
     def plan(self) -> None:
         """nnU-Net's planning and preprocessing with the method's planner."""
         command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", self.method.planner, "-c", CONFIGURATION]
-        processes = str(min(4, cpus()))
-        self.stages.run("Plan and preprocess", [*command, "-np", processes, "-npfp", processes])
+        self.stages.run("Plan and preprocess", [*command, *processes_words()])
 
-    def shorten(self, epochs: int | None) -> dict[str, Any]:
+    def shorten(self, epochs: int | None, title: str = "Shorten the training") -> dict[str, Any]:
         """Writes the demo's plans, with a short schedule and, on a CPU, a narrow network. Returns what it set."""
         from nnunet_ext.planning.derive import derive_plans
         from nnunet_ext.planning.plans_files import read_dataset_json, read_plans, write_plans
 
-        with self.stages.stage("Shorten the training"):
+        with self.stages.stage(title):
             plans = read_plans(self.preprocessed, self.method.plans_name)
             if CONFIGURATION not in plans["configurations"]:
                 raise ConfigurationError(
@@ -137,12 +140,12 @@ class Demo:
             )
         return settings
 
-    def train(self, epochs: int) -> None:
+    def train(self, epochs: int, title: str = "Train") -> None:
         """nnU-Net's training of one fold, with its final validation."""
         self.stages.run(
-            "Train",
+            title,
             ["nnUNetv2_train", self.number, CONFIGURATION, str(FOLD), *self._network_flags()],
-            environment={"nnUNet_n_proc_DA": str(augmentation_processes(self.device))},
+            environment=training_variables(self.device),
             epochs=epochs,
         )
 
@@ -185,13 +188,21 @@ class Demo:
         )
         print(f"\nModel        {self.model}\nPredictions  {self.predictions}\nLogs         {self.work / 'logs'}")
         print(f"Figure       {self.work / 'demo.png'}")
+        self.say_what_is_next()
+
+    def say_what_is_next(self) -> None:
+        """The commands for the user's own data, as they run on this machine."""
+        words = ["-tr", self.method.trainer, "-p", self.method.plans_name, *device_words(self.device)]
         print("\nNext, on your data, with nnUNet_raw, nnUNet_preprocessed and nnUNet_results set:")
-        flags = "" if self.device == "cuda" else f" -device {self.device}"
-        names = f"-tr {self.method.trainer} -p {self.method.plans_name}"
-        print(f"  nnUNetv2_plan_and_preprocess -d ID -pl {self.method.planner} -c {CONFIGURATION}")
-        print(f"  nnUNetv2_train ID {CONFIGURATION} 0 {names}{flags}")
-        print(f"  nnUNetv2_predict -i IMAGES -o OUTPUT -d ID -c {CONFIGURATION} -f 0 {names}{flags}")
-        print(f"\nA page about the model: nnunet_ext report {shlex.quote(str(self.model))}")
+        for command in (
+            ["nnUNetv2_plan_and_preprocess", "-d", "ID", "-pl", self.method.planner, "-c", CONFIGURATION],
+            ["nnUNetv2_train", "ID", CONFIGURATION, "0", *words],
+            ["nnUNetv2_predict", "-i", "IMAGES", "-o", "OUTPUT", "-d", "ID", "-c", CONFIGURATION, "-f", "0", *words],
+        ):
+            print(f"  {typed_command(command)}")
+        only = typed_command(["nnUNetv2_plan_experiment", "-d", "ID", "-pl", self.method.planner])
+        print(f"Where nnU-Net has preprocessed the data already, this instead of the first:\n  {only}")
+        print(f"\nA page about the model: {typed_command(['nnunet_ext', 'report', str(self.model)])}")
 
     def draw(self, cases: TestCases, dataset_json: Mapping[str, Any], scores: Scores) -> None:
         """The picture of the first test case."""
@@ -248,6 +259,23 @@ def prepare_work_dir(work: Path, dataset: Path | None = None) -> Path:
     for name in OUTPUTS[:3]:
         (work / name).mkdir()
     return work
+
+
+def new_stages(work: Path, device: str, total: int) -> Stages:
+    """The stages of a run in the prepared folder `work`, with their logs."""
+    (work / "logs").mkdir()
+    return Stages(child_variables(work, device), work / "logs", total)
+
+
+def processes_words() -> list[str]:
+    """How many processes nnU-Net's preprocessing may take."""
+    processes = str(min(4, cpus()))
+    return ["-np", processes, "-npfp", processes]
+
+
+def training_variables(device: str) -> dict[str, str]:
+    """Further environment variables of a training."""
+    return {"nnUNet_n_proc_DA": str(augmentation_processes(device))}
 
 
 def child_variables(work: Path, device: str) -> dict[str, str]:

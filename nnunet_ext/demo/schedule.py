@@ -1,6 +1,8 @@
 """The demo's device and short schedule: what is set in the plans so that a training ends within minutes."""
 
+import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from nnunet_ext.discovery.devices import cpus
@@ -25,6 +27,26 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     },
 }
 REAL_DATA_FACTOR = 2.5  # more epochs, for real images
+STOCK_EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000)  # for which nnU-Net has trainers, of 250 iterations each
+STOCK_WIDTH = {"cpu": 8, "cuda": 32}  # of the U-Net's first level
+
+
+def stock_trainer(steps: int) -> tuple[str, int]:
+    """nnU-Net's own trainer whose number of iterations is nearest to `steps`, by their ratio, and its epochs."""
+    epochs = min(STOCK_EPOCHS, key=lambda epochs: abs(math.log(250 * epochs / steps)))
+    return f"nnUNetTrainer_{epochs}epoch{'s' if epochs > 1 else ''}", epochs
+
+
+def short_stock(configuration: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A configuration of nnU-Net's plans with the demo's batch and patch and, on a CPU, a narrow U-Net."""
+    kind = "cuda" if device == "cuda" else "cpu"
+    short = deepcopy(dict(configuration))
+    kwargs, schedule = short["architecture"]["arch_kwargs"], SCHEDULES[kind]
+    short["batch_size"] = schedule["batch_size"]
+    short["patch_size"] = smaller_patch(short["patch_size"], kwargs["strides"], schedule["patch_voxels"])
+    planned = kwargs["features_per_stage"]
+    kwargs["features_per_stage"] = [min(width, width * STOCK_WIDTH[kind] // planned[0]) for width in planned]
+    return short
 
 
 def augmentation_processes(device: str) -> int:

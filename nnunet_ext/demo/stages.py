@@ -4,7 +4,6 @@ import os
 import queue
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_ext.discovery.commands import stock_command
+from nnunet_ext.discovery.commands import stock_command, typed_command
 
 TAIL = 25  # lines of a failed stage's log that are shown
 
@@ -163,12 +162,8 @@ def pseudo_dice(line: str) -> float | None:
 
 
 def shown_command(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The command as one would type it: variables first, the full path only where the shell would not find it."""
-    start = stock_command(command[0])
-    if len(start) == 1 and shutil.which(command[0]) == start[0]:
-        start = [command[0]]
-    words = [_assignment(*pair) for pair in environment.items()]
-    return " ".join(words + [shlex.quote(word) for word in [*start, *command[1:]]])
+    """The command as one would type it, variables first."""
+    return " ".join([*(_assignment(*pair) for pair in environment.items()), typed_command(command)])
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:

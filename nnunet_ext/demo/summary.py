@@ -67,6 +67,24 @@ def cost_text(complexity: Mapping[str, Any]) -> str:
     )
 
 
+def models_table(compared: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
+    """Models in rows; mean Dice over classes and validation cases, active parameters, seconds of the training.
+
+    Args:
+        compared: the JSON file of `nnunet_ext compare`.
+        seconds: model -> its training.
+    """
+    width = max(map(len, [*seconds, "model"]))
+    lines = [f"  {'model':{width}}   Dice   parameters   training"]
+    for model in compared["models"]:
+        reached = next(iter(model["reached"].values()))["dice"]["mean"]  # the mean over classes stands first
+        dice, parameters = math.nan if reached is None else reached, model["costs"]["parameters"]
+        shown = "?" if parameters is None else f"{round(parameters):,}"
+        lines.append(f"  {model['name']:{width}}  {dice:5.3f}  {shown:>11}  {seconds[model['name']]:7.0f} s")
+    cases = len(compared["cases"])
+    return "\n".join([f"Mean Dice of the {cases} validation cases of fold {', '.join(compared['folds'])}", *lines])
+
+
 def times_table(seconds: Mapping[str, float], total: float) -> str:
     """Seconds per stage."""
     width = max(map(len, seconds))
@@ -85,6 +103,10 @@ def shortened_text(method: Method, before: Mapping[str, Any], after: Mapping[str
     ]
     if all(widths):
         parts.append(f"{widths[1]} channels at the first level (planned: {widths[0]})")
+    else:
+        parts.append("a small network (--set above)")
+    if options_before.get("pretrained") and not options.get("pretrained"):
+        parts.append("random weights where a real training downloads pretrained ones")
     return f"{method.title} is trained for a demonstration only: {', '.join(parts)}. --epochs N trains longer."
 
 

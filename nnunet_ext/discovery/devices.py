@@ -26,6 +26,21 @@ def chosen_device(asked: str) -> str:
     return "cpu"
 
 
+def best_device() -> str:
+    """What this machine has: CUDA, else an Apple GPU, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_words(device: str | None = None) -> list[str]:
+    """What nnU-Net's commands must be told to compute on `device` (default: `best_device`); nothing for CUDA."""
+    device = device or best_device()
+    return [] if device == "cuda" else ["-device", device]
+
+
 def cpus() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

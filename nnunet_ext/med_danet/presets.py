@@ -28,3 +28,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The learning rate of the authors' code instead of the paper's.
     "code-lr": {"decision_lr": 0.001},
 }
+
+
+def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
+    """What the demo sets for Med-DANet: two small candidates, which learn fast, and costs that count.
+
+    Args:
+        device: "cpu" or "cuda".
+        steps: of the whole training.
+    """
+    widths = (12, 16) if device == "cuda" or real_images else (6, 8)
+    candidates = [{"type": "unet", "width": width} for width in widths]
+    return {"candidates": candidates, "leaving_candidates": [], "initial_lr": 0.005, "cost": 0.1}

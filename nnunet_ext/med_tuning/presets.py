@@ -24,3 +24,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "zero_init": False,
     },
 }
+
+
+def demo_settings(device: str, real_images: bool, steps: int) -> dict[str, Any]:
+    """What the demo sets for Med-Tuning: a small transformer with random weights, trained whole.
+
+    So nothing is downloaded, and nothing is seen of what pretrained weights bring.
+
+    Args:
+        device: "cpu" or "cuda".
+        steps: of the whole training.
+    """
+    return {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_settings": {"patch_size": 6},
+        "depths": [1, 1, 1, 1],
+        "decoder": "setr_naive",
+        "tuning": "scratch",
+        "pretrained": False,
+        "initial_lr": 1e-3,
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nnunet_ext.discovery.commands import typed_command
 from nnunet_ext.discovery.devices import cpus
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.studies.layout import Layout
@@ -85,9 +86,9 @@ def launch(layout: Layout, words: Sequence[str], *, elsewhere: bool = False) -> 
     layout.work.mkdir(parents=True, exist_ok=True)
     lock = hold(layout.work / "run.lock")
     if lock is None:
+        status = ["nnunet_ext", "run", str(layout.study.path), "-o", str(layout.work), "--status"]
         raise ConfigurationError(
-            f"{layout.study.path.name} is being run already. See how far it is: nnunet_ext run "
-            f"{layout.study.path.name} --status"
+            f"{layout.study.path.name} is being run already. See how far it is: {typed_command(status)}"
         )
     with lock:
         layout.elsewhere.touch() if elsewhere else layout.elsewhere.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def test_one_word_means_one_thing_in_every_command(name):
 
 
 ARGUMENTS = {  # what scripts of users rely on; the challenges' commands have theirs in tests/challenges
-    "demo": "--method --dataset --device --work-dir --epochs",
+    "demo": "--method --all --dataset --device --work-dir --epochs",
     "doctor": "",
     "methods": "--json",
     "options": "method --json",

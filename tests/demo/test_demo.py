@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from contract.on_request import thorough
+from end_to_end.stock import stock_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.demo import stages as stages_module
+from nnunet_ext.demo.all_methods import CAUTION, DemoOfAll
 from nnunet_ext.demo.raw_dataset import (
     as_predicted,
     check_raw_dataset,
@@ -22,11 +25,15 @@ from nnunet_ext.demo.raw_dataset import (
     training_files,
 )
 from nnunet_ext.demo.run import MARKER, OUTPUTS, plan_command, prepare_work_dir
-from nnunet_ext.demo.schedule import demo_settings, smaller_patch
+from nnunet_ext.demo.schedule import demo_settings, short_stock, smaller_patch, stock_trainer
 from nnunet_ext.demo.stages import StageFailed, Stages, child_environment, pseudo_dice, stock_command
-from nnunet_ext.demo.summary import cost_text, json_scores, mean_dice, read_scores, scores_table
+from nnunet_ext.demo.summary import cost_text, json_scores, mean_dice, models_table, read_scores, scores_table
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import METHODS
+from nnunet_ext.planning.derive import derive_plans, parse_settings
+
+SHOWN = [method for method in METHODS.values() if method.demo_path]
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
 
 # the folder
 
@@ -229,12 +236,133 @@ def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
 
 
 def test_the_shown_plan_command_says_the_same_as_the_settings():
-
-    from nnunet_ext.planning.derive import parse_settings
-
     settings = {"patch_size": [24, 32, 32], "initial_lr": 0.03, "sparsity": None, "channel_split": "balanced"}
     words = plan_command("998", METHODS["e2enet"], "P", settings).replace("'", "").split()
     assert parse_settings(words[k + 1] for k, word in enumerate(words) if word == "--set") == settings
+
+
+def test_the_demo_knows_all_methods_that_predict():
+    assert [method.name for method in SHOWN] == ["dints", "e2enet", "med_danet", "med_tuning"]
+    assert SHOWN == [method for method in METHODS.values() if method.predicts]
+
+
+def phantoms_plans(name="nnUNetPlans"):
+    plans = stock_plans(name, STRIDES)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [32, 64, 64]
+    return plans
+
+
+LABELS = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+
+
+def own_plans(method):
+    """As the method's planner would write them, but for the patch."""
+    settings = {"pretrained": False} if method.name == "med_tuning" else {}
+    plans = derive_plans(phantoms_plans(), LABELS, method, name=method.plans_name, settings=settings)
+    if settings:
+        plans["configurations"]["3d_fullres"]["nnunet_ext"]["pretrained"] = True
+    return plans
+
+
+@pytest.mark.parametrize(("device", "phantoms", "epochs"), [("cpu", True, 1), ("cuda", False, None)])
+@pytest.mark.parametrize("method", SHOWN[1:], ids=lambda method: method.name)  # DiNTS has a test of its own
+def test_the_short_schedule_makes_plans_that_train_here(method, device, phantoms, epochs):
+    """Valid plans, as `derive_plans` checks them, without a download."""
+    plans = own_plans(method)
+    planned = plans["configurations"]["3d_fullres"]
+    settings = demo_settings(method, device, planned, phantoms=phantoms, epochs=epochs)
+    short = derive_plans(plans, LABELS, method, name="Demo", settings=settings, configurations=["3d_fullres"])
+    options = short["configurations"]["3d_fullres"]["nnunet_ext"]
+    assert options["num_epochs"] * options["num_iterations_per_epoch"] < 5000
+    assert not options.get("pretrained")
+
+
+def test_nnunets_trainer_of_the_nearest_length_is_taken():
+    assert stock_trainer(272) == ("nnUNetTrainer_1epoch", 1)
+    assert stock_trainer(1500) == ("nnUNetTrainer_5epochs", 5)
+    assert stock_trainer(34) == ("nnUNetTrainer_1epoch", 1)
+
+
+def test_nnunets_network_is_narrow_on_a_cpu_and_as_planned_on_a_gpu():
+    planned = phantoms_plans()["configurations"]["3d_fullres"]
+    before = planned["architecture"]["arch_kwargs"]["features_per_stage"] = [32, 64, 128, 256, 320]
+    short = short_stock(planned, "cpu")
+    widths = short["architecture"]["arch_kwargs"]["features_per_stage"]
+    assert widths == [8, 16, 32, 64, 80]
+    assert short["patch_size"] == [32, 48, 48] and short["batch_size"] == 2
+    gpu = short_stock(planned, "cuda")
+    assert gpu["architecture"]["arch_kwargs"]["features_per_stage"] == before
+    assert gpu["patch_size"] == [32, 64, 64]
+    assert planned["architecture"]["arch_kwargs"]["features_per_stage"] == before
+
+
+# all methods
+
+
+COMPARED = {
+    "folds": ["0"],
+    "cases": {"a": {}, "b": {}},
+    "models": [
+        {
+            "name": "one",
+            "reached": {"mean over classes": {"dice": {"mean": 0.5}}, "liver": {"dice": {"mean": 0.9}}},
+            "costs": {"parameters": 12345.0},
+        },
+        {"name": "two", "reached": {"mean": {"dice": {"mean": None}}}, "costs": {"parameters": None}},
+    ],
+}
+
+
+def test_the_table_of_models_has_the_mean_over_classes_and_says_what_is_not_known():
+    title, _, one, two = models_table(COMPARED, {"one": 61.2, "two": 5.0}).splitlines()
+    assert title == "Mean Dice of the 2 validation cases of fold 0"
+    assert one.split() == ["one", "0.500", "12,345", "61", "s"]
+    assert two.split() == ["two", "nan", "?", "5", "s"]
+
+
+def test_all_methods_are_trained_on_one_preprocessing_and_compared(tmp_path, monkeypatch, capsys):
+    """With commands that only note what they would do, and write the files that the next ones read."""
+    commands = []
+
+    def run(stages, title, command, *, environment=None, epochs=None):
+        commands.append(command)
+        folder = tmp_path / "work" / "nnUNet_preprocessed" / "Dataset998_Phantoms"
+        folder.mkdir(exist_ok=True)
+        (folder / "dataset.json").write_text(json.dumps(LABELS))
+        if command[0] == "nnUNetv2_plan_and_preprocess":
+            (folder / "nnUNetPlans.json").write_text(json.dumps(phantoms_plans()))
+        elif command[0] == "nnUNetv2_plan_experiment":
+            method = next(method for method in shown if method.planner == command[-1])
+            (folder / f"{method.plans_name}.json").write_text(json.dumps(own_plans(method)))
+        elif command[0] == "nnunet_ext":
+            names = [word.partition("=")[0] for word in command if "=" in word]
+            models = [{**COMPARED["models"][0], "name": name} for name in names]
+            (tmp_path / "work" / "compare.json").write_text(json.dumps({**COMPARED, "models": models}))
+        with stages.stage(title):
+            pass
+
+    shown = SHOWN[1:3]
+    monkeypatch.setattr("nnunet_ext.demo.all_methods.METHODS", {method.name: method for method in shown})
+    monkeypatch.setattr(Stages, "run", run)
+    monkeypatch.setattr("nnunet_ext.demo.phantoms.generate_dataset", lambda folder, training: folder.mkdir() or (
+        folder / "dataset.json").write_text(json.dumps(LABELS)))  # fmt: skip
+    monkeypatch.setattr("nnunet_ext.demo.run.training_files", lambda raw, dataset_json: [])
+    demo = DemoOfAll("cpu", prepare_work_dir(tmp_path / "work"), None)
+    demo.run(epochs=1)
+    assert [command[0] for command in commands].count("nnUNetv2_plan_and_preprocess") == 1
+    trained = {command[command.index("-tr") + 1]: command for command in commands if command[0] == "nnUNetv2_train"}
+    assert trained.keys() == {"nnUNetTrainer_1epoch", *(method.trainer for method in shown)}
+    for trainer, command in trained.items():
+        plans = command[command.index("-p") + 1]
+        folder = f"{trainer}__{plans}__3d_fullres"
+        assert plans.endswith("_Demo") and command[-2:] == ["-device", "cpu"]
+        assert (tmp_path / "work" / "nnUNet_preprocessed" / "Dataset998_Phantoms" / f"{plans}.json").is_file()
+        assert sum(word.endswith(folder) for word in commands[-1]) == 1  # compared
+    note = commands[-1][commands[-1].index("--note") + 1]
+    assert note == f"{CAUTION} nnU-Net's U-Net had 250 steps, the others 34 each."
+    output = capsys.readouterr().out
+    assert note in output and "compare.html" in output
+    assert f"[{demo.stages.total}/{demo.stages.total}] Compare" in output
 
 
 # scores
@@ -375,10 +503,14 @@ def test_bad_arguments_touch_nothing(tmp_path, monkeypatch, capsys, argv, messag
 
 
 @pytest.mark.slow
-def test_the_demo_learns_the_phantoms(tmp_path):
+@pytest.mark.parametrize(
+    "method", ["e2enet", *(pytest.param(m.name, marks=thorough) for m in SHOWN if m.name != "e2enet")]
+)
+def test_the_demo_learns_the_phantoms(tmp_path, method):
     environment = {**os.environ, "nnUNet_results": str(tmp_path / "untouched")}
+    words = ["demo", "--method", method, "--device", "cpu", "--work-dir", str(tmp_path / "work")]
     done = subprocess.run(
-        [*stock_command("nnunet_ext"), "demo", "--device", "cpu", "--work-dir", str(tmp_path / "work")],
+        [*stock_command("nnunet_ext"), *words],
         capture_output=True,
         text=True,
         env=environment,
@@ -389,3 +521,15 @@ def test_the_demo_learns_the_phantoms(tmp_path):
     assert re.search(r"Dice of 2 test cases", done.stdout)
     assert (tmp_path / "work" / "demo.png").stat().st_size > 50_000
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+@pytest.mark.slow
+@thorough
+def test_all_methods_end_on_one_page(tmp_path):
+    words = ["demo", "--all", "--epochs", "1", "--device", "cpu", "--work-dir", str(tmp_path / "work")]
+    done = subprocess.run([*stock_command("nnunet_ext"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = json.loads((tmp_path / "work" / "compare.json").read_text())
+    assert [m["name"] for m in compared["models"]] == ["nnU-Net", *(m.title for m in SHOWN)]
+    assert compared["baseline"] == "nnU-Net" and len(compared["cases"]) == 4
+    assert (tmp_path / "work" / "compare.html").stat().st_size > 50_000

@@ -111,3 +111,34 @@ except ModuleNotFoundError as error:
     print(json.dumps([error.name, importlib.util.find_spec("awaited")]))
 """
     assert run(WAITING + code, tmp_path) == ["awaited", None]
+
+
+def test_install_brings_the_hook_into_a_python_that_has_not_read_the_start_up_file():
+    code = """
+import json, nnunet_ext
+from nnunet_ext.discovery import startup
+before = startup.installed()
+nnunet_ext.install()
+nnunet_ext.install()
+print(json.dumps([before, startup.installed(), sys.meta_path.count(startup._Finder)]))
+"""
+    assert run(code, ROOT, "-I", "-S") == [False, True, 1]
+
+
+@pytest.mark.slow
+def test_a_running_kernel_finds_the_trainers_after_install(tmp_path):
+    """As after `pip install .` in a notebook that has nnU-Net imported already."""
+    package = tmp_path / "nnunet_ext"
+    package.mkdir()
+    for path in [*(ROOT / "nnunet_ext").iterdir(), ROOT / "trainers", ROOT / "plans"]:
+        (package / path.name).symlink_to(path)
+    code = f"""
+import json
+sys.path += {sys.path!r}
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+import nnunet_ext
+nnunet_ext.install()
+print(json.dumps(find("E2ENetTrainer").__module__))
+"""
+    assert run(code, tmp_path, "-S") == "nnunet_ext.trainers.e2enet"

@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 from end_to_end.stock import Workspace, stock_plans, write_image
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.discovery.registry import PLANNERS
@@ -112,6 +113,23 @@ def test_the_planner_says_what_is_there_and_what_is_left(workspace, capsys):
     said = capsys.readouterr().out
     assert "3d_fullres: preprocessed data are there (nnUNetPlans_3d_fullres" in said
     assert "2d: preprocessed data are not there yet" in said
+
+
+@pytest.mark.parametrize("name", ["E2ENetPlanner", "MedTuningPlanner"])  # this is the base class's
+def test_planning_beside_nnunets_leaves_all_that_is_there(name, workspace):
+    """The recipe for those who have nnUNetPlans and trained models: no file is deleted, changed or made twice."""
+    ExperimentPlanner(workspace.number).plan_experiment()
+    data = workspace.preprocessed / workspace.dataset / "nnUNetPlans_3d_fullres"
+    model = workspace.results / workspace.dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    for folder, file in ((data, "case_000.pkl"), (data, "case_000.b2nd"), (model, "checkpoint_final.pth")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("days of work")
+    files = {path: path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()}
+    plans = planner(name, workspace).plan_experiment()
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == data.name
+    assert {path: path.read_bytes() for path in files} == files
+    new = {path.name for path in workspace.root.rglob("*") if path.is_file()} - {path.name for path in files}
+    assert new == {f"{plans['plans_name']}.json"}
 
 
 def test_images_that_are_too_small_end_planning_with_a_sentence(workspace):

@@ -411,7 +411,7 @@ def test_stock_plans_get_another_batch(with_functions, folder, capsys):
     (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
     words = ["plan", "7", "--from", "nnUNetPlans", "--name", "Two", "--configuration", "3d_fullres", "--set"]
     assert main([*words, "batch_size=7"]) == 0
-    assert "Train with: -p Two" in capsys.readouterr().out
+    assert " -p Two" in capsys.readouterr().out
     expected = {**with_functions["configurations"]["3d_fullres"], "batch_size": 7}
     plans = json.loads((folder / "Two.json").read_text())["configurations"]
     assert plans["3d_fullres"] == expected and plans["2d"] == with_functions["configurations"]["2d"]
