@@ -99,7 +99,7 @@ class Viewer:
                     self.cases.append(case)
                     self._name_colours(case, labels, errors, cut, classes)
                     return True
-            coarse[int(np.argmin(steps))] *= 2
+            coarse[int(np.argmin(steps))] += 1
         return False
 
     def _name_colours(self, case: ViewerCase, labels: Any, errors: Any, cut: Any, classes: Classes) -> None:

@@ -161,7 +161,7 @@ ARGUMENTS = {  # what scripts of users rely on; the challenges' commands have th
     "predict": "-i -o -d -c -tr -p -m -f -chk -step_size --disable_tta --save_probabilities "
     "--continue_prediction -prev_stage_predictions -num_parts -part_id -device --not_on_device --disable_progress_bar "
     "--verbose -npp -nps --precision --backend --dicom-seg --timing",
-    "report": "model_folder -o --overwrite",
+    "report": "model_folder -o --measures --tolerance -np --viewer-mb --overwrite",
     "container": "model_folder -o --layout --input --output-slug --base --folds --checkpoint --disable-tta --step-size "
     "--challenge --task",
     "transfer": "checkpoint dataset --plans --configuration --seed -o --overwrite",

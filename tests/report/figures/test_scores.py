@@ -10,12 +10,12 @@ def dots(ax):
 
 
 def test_every_case_is_a_dot_in_the_row_of_its_class_and_fold():
-    figure = strip_figure({"a": {"0": [0.1, 0.9, 0.5], "1": [0.4]}, "b": {"0": [], "1": [0.7, 0.8]}}, "Dice")
+    figure = strip_figure({"a": {"0": [0.1, 0.8, 0.5], "1": [0.4]}, "b": {"0": [], "1": [0.7, 0.8]}}, "Dice")
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"{c}, fold {f}" for c in "ab" for f in "01"]
     rows = ax.get_yticks()
     strips = dots(ax)
-    assert [list(strip.get_xdata()) for strip in strips] == [[0.1, 0.9, 0.5], [0.4], [], [0.7, 0.8]]
+    assert [list(strip.get_xdata()) for strip in strips] == [[0.1, 0.8, 0.5], [0.4], [], [0.7, 0.8]]
     for strip, row in zip(strips, rows, strict=True):
         assert np.abs(strip.get_ydata() - row).max(initial=0) < 0.4
     medians = [line.get_xdata()[0] for line in ax.lines if line.get_marker() != "o"]
