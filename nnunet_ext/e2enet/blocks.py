@@ -79,7 +79,7 @@ class ConvBlock(nn.Module):
             return norm_and_activation(z, self.norm, self.act.negative_slope)
         if fuses(sources[0]) and can_rebuild(self.conv, self.norm, self.act):
             return Pending(self._of_pending(sources, through), self.norm, self.act.negative_slope)
-        sources = tuple(map(written, sources))
+        tensors = [written(source) for source in sources]
 
         def parts(*sources: Tensor) -> list[Tensor]:
             return [s if module is None else module(s) for s, module in zip(sources, through, strict=True)]
@@ -94,10 +94,10 @@ class ConvBlock(nn.Module):
                     return self.conv.gather(parts(*sources), self.shifts)
                 return shifted_concat(parts(*sources), self.shifts, self.shift_axis)
 
-            x = checkpoint(read, *sources, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(read, *tensors, use_reentrant=False, preserve_rng_state=False)
             z = self.conv(x, gathered=True) if isinstance(self.conv, SharedInputConv3d) else self.conv(x)
             return checkpoint(finish, z, use_reentrant=False, preserve_rng_state=False)
-        return finish(convolve(self.conv, parts(*sources), self.shifts, self.shift_axis))
+        return finish(convolve(self.conv, parts(*tensors), self.shifts, self.shift_axis))
 
     def _of_pending(self, sources: Sequence[Any], through: Sequence[nn.Module | None]) -> Tensor:
         """The convolution of sources whose norm and activation are not computed yet (see `fused.py`)."""

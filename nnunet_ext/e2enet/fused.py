@@ -65,9 +65,9 @@ def fuses(x: Any) -> bool:
     Raises:
         ConfigurationError: it is asked for, and there is no Triton.
     """
-    if os.environ.get(VARIABLE, "0") in ("", "0") or torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if os.environ.get(VARIABLE, "0") in ("", "0"):
         return False
     x = x.z if isinstance(x, Pending) else x
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
