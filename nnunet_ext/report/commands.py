@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 
 from nnunet_ext.report.model_folder import ModelFolder
 
@@ -59,6 +60,7 @@ def _device(model: ModelFolder) -> list[str]:
     return ["-device", model.device] if model.device else []
 
 
-def report_command(model: ModelFolder) -> str:
+def report_command(model: ModelFolder, options: Sequence[str] = ()) -> str:
     """The command that wrote the page, for the folder at nnU-Net's place."""
-    return f'nnunet_ext report "$nnUNet_results"/{shlex.quote(f"{model.dataset}/{model.path.name}")}'
+    words = shlex.join([f"{model.dataset}/{model.path.name}", *options])
+    return f'nnunet_ext report "$nnUNet_results"/{words}'

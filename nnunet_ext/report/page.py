@@ -35,13 +35,19 @@ def write_page(
         ConfigurationError: `output` cannot be written, or a label map that a measure needs is missing.
     """
     surfaces = partial(surface_sections, measures=measures, tolerance=tolerance, processes=processes)
-    write_html(render(model, viewer_mb, surfaces), output)
+    options = ["--viewer-mb", f"{viewer_mb:g}"]
+    if measures:
+        options += ["--measures", *measures, "--tolerance", f"{tolerance:g}"]
+    write_html(render(model, viewer_mb, surfaces, options), output)
 
 
 def render(
-    model: ModelFolder, viewer_mb: float = 0, surfaces: Callable[[ModelFolder], list[Section]] | None = None
+    model: ModelFolder,
+    viewer_mb: float = 0,
+    surfaces: Callable[[ModelFolder], list[Section]] | None = None,
+    options: Sequence[str] = (),
 ) -> str:
-    """The page as HTML."""
+    """The page as HTML; `options` are those of the command that makes it again."""
     return render_html(
         "report.html.j2",
         title=f"{model.trainer} on {model.dataset}",
@@ -54,5 +60,5 @@ def render(
         predict=predict_command(model),
         plans_name=model.plans_name,
         dataset=model.dataset,
-        command=report_command(model),
+        command=report_command(model, options),
     )

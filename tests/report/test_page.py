@@ -208,6 +208,7 @@ def test_distances_are_computed_where_they_are_asked_for(tmp_path):
     model.fold(0, {"fair": (reference, shifted), "good": (reference, reference)})
     made = make_page(model, words=["--measures", "hd95", "nsd", "--tolerance", "0.5", "-np", "1"])
     assert {"HD95 (mm)", "NSD"} <= set(made.headings)
+    assert f"{model.path.name} --viewer-mb 4 --measures hd95 nsd --tolerance 0.5" in made.text
     step = f"{SPACING[1]:.4f}"
     assert made.table("HD95 (mm)")["outer"][0] == "2"
     assert made.table("HD95 (mm)")["outer"][4:] == ["0.0000", step]
