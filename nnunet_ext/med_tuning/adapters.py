@@ -81,7 +81,7 @@ class FrequencyBranch(nn.Module):
         tokens = z.movedim(1, -1)
         rows = tokens.flatten(2)  # [B, D, H * W * h]
         filtered = torch.matmul(made.matrix.to(z.dtype), rows)
-        filtered.narrow(-1, 0, z.shape[1]).add_(made.bias.to(z.dtype).unsqueeze(1))  # += would copy it to itself too
+        filtered[..., : z.shape[1]].add_(made.bias.to(z.dtype).unsqueeze(1))  # += would copy it to itself too
         magnitude = torch.linalg.vector_norm(filtered.unflatten(1, (2, -1)), dim=1)
         return magnitude.view(tokens.shape).movedim(-1, 1)
 

@@ -161,8 +161,9 @@ def test_a_vit_costs_its_layers_its_attention_and_the_filters_along_the_slices(p
     slices, tokens = patch[0], patch[1] * patch[2] // 256
     attention = 12 * slices * 2 * tokens * tokens * 768
     hidden = 128
-    # Two D x D matrices, for real and imaginary part, on all tokens; and the product [2D, 2D] [2D, D] that makes them.
-    filters = 12 * (2 * slices * slices * tokens * hidden + 2 * slices * 2 * slices * slices)
+    # Two D x D matrices, for real and imaginary part, on all tokens; the product [2D, 2D] [2D, D] that makes them, and
+    # that of the bias, [1, D] [D, 2D].
+    filters = 12 * (2 * slices * slices * tokens * hidden + 2 * slices * 2 * slices * slices + 2 * slices * slices)
     expected = layer_flops(built, 4, patch) + 2 * (attention + filters)
     assert count_flops(built, 4, patch) == expected
 

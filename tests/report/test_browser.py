@@ -102,7 +102,7 @@ def test_the_check_sees_what_is_too_wide_and_what_is_forbidden(browser, tmp_path
     page = tmp_path / "page.html"
     page.write_text(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        "<p style='width: 2000px'>x</p><script>1</script><img src='https://example.org/x.png'>"
+        "<p style='width: 2000px'>x</p><script>1</script><img src='https://example.com/x.png'>"
     )
     opened(browser, page)
     assert browser.run(WIDER) > 0 and len(browser.problems) == 2
