@@ -86,6 +86,7 @@ def one_step(extended, workspace, trainer, plans, **environment):
     return json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_new_method_is_listed_planned_and_trained_for_an_iteration(extended, workspace):
     assert "-tr ShallowTrainer   -pl ShallowPlanner   -p ShallowPlans" in ours(extended, workspace, "methods")
     assert "momentum of SGD" in ours(extended, workspace, "options", "shallow")

@@ -100,6 +100,7 @@ def kept(configuration):
         return DiNTSNet(1, 3, **kwargs).compute_conv_feature_map_size(configuration["patch_size"])
 
 
+@pytest.mark.slow
 def test_the_patch_is_planned_for_the_code(folder, tmp_path, capsys):
     """A lean code gets a larger patch, a heavy one a smaller, and neither keeps more than what was planned."""
     own_plans(folder, tmp_path)
