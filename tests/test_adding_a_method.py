@@ -129,7 +129,8 @@ def test_the_page_names_what_the_toy_method_consists_of():
 
 @pytest.mark.slow
 def test_a_trainer_made_from_ours_is_found_in_a_folder_of_the_users(workspace):
-    block = re.search(r"```python\n# (my_trainers/\w+\.py)\n(.*?)```", PAGE, re.S)
+    page = (ROOT / "docs" / "how_to" / "own_trainer.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n# (my_trainers/\w+\.py)\n(.*?)```", page, re.S)
     file = workspace.root / block[1]
     file.parent.mkdir()
     file.write_text(block[2])

@@ -97,10 +97,14 @@ def test_a_study_that_is_killed_twice_ends_with_its_comparison(tmp_path):
     goes_on = work / "logs" / f"train_{model}_{killed.name.removeprefix('fold_')}.txt"
     second.wait_until(lambda: goes_on.is_file() and "--c" in goes_on.read_text())
 
-    # only Snakemake and what started it are killed: their training goes on, and is waited for
+    # only Snakemake and what started it are killed: their training goes on to its end, and is not done again
     alone = second.wait_until(lambda: (found := in_the_middle(workspace)) and found != killed and found)
     assert "is being run already" in Run(workspace).end()[1]
     second.kill(lambda words: "snakemake" in words or any(word.endswith("nnunet_ext") for word in words))
+    deadline = time.time() + PATIENCE
+    while not (alone / "validation" / "summary.json").is_file():
+        assert time.time() < deadline
+        time.sleep(0.1)
     code, output = Run(workspace).end()
     assert code == 0, output[-5000:]
     assert (len(logs(killed)), len(logs(alone))) == (2, 1)
