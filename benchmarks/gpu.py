@@ -526,7 +526,8 @@ def phantoms():
     """nnU-Net's folders with a few small volumes, planned and preprocessed; number of the data set."""
     with tempfile.TemporaryDirectory() as root:
         folders = {f"nnUNet_{name}": f"{root}/{name}" for name in ("raw", "preprocessed", "results")}
-        with mock.patch.dict(os.environ, folders):
+        few = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}  # each would import torch anew
+        with mock.patch.dict(os.environ, {**few, **folders}):
             generate_dataset(f"{root}/raw/Dataset998_Phantoms", 5, 0, (16, 32, 32))
             # In this process, which is faster; nnU-Net reads its folders when it is imported.
             from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
