@@ -35,6 +35,20 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """`-np`, as nnU-Net calls it."""
+    from nnunet_ext.challenges.parallel import default_processes
+
+    parser.add_argument(
+        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
+    )
+
+
+def add_tolerance(parser: argparse.ArgumentParser) -> None:
+    """`--tolerance` of surface measures, one for all structures."""
+    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: %(default)s)")
+
+
 def add_viewer_mb(parser: argparse.ArgumentParser) -> None:
     """`--viewer-mb`, what volumes may take of a page."""
     parser.add_argument(

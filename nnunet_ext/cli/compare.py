@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_ext.challenges.metrics import PLAIN_MEASURES
-from nnunet_ext.challenges.parallel import default_processes
-from nnunet_ext.cli.arguments import add_overwrite, add_viewer_mb, check_output
+from nnunet_ext.cli.arguments import add_overwrite, add_processes, add_tolerance, add_viewer_mb, check_output
 from nnunet_ext.errors import ConfigurationError
 
 
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PLAIN_MEASURES,
         help="hd95 and nsd are computed from the label maps of the validations (default: dice)",
     )
-    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: %(default)s)")
+    add_tolerance(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument(
         "--timing",
@@ -53,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--note", action="append", default=[], metavar="TEXT", help="a sentence for the head of the page; repeatable"
     )
-    parser.add_argument(
-        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
-    )
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_ext.challenges.catalogue import get_challenge, get_tasks, has_default
-from nnunet_ext.challenges.parallel import default_processes
-from nnunet_ext.cli.arguments import add_overwrite
+from nnunet_ext.cli.arguments import add_overwrite, add_processes
 from nnunet_ext.cli.challenge_arguments import add_challenge, add_task
 from nnunet_ext.errors import ConfigurationError
 
@@ -40,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--include-left-out", action="store_true", help="msd: also submit the eleven cases that are to be left out"
     )
-    parser.add_argument(
-        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
-    )
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

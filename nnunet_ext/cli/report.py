@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from nnunet_ext.challenges.parallel import default_processes
-from nnunet_ext.cli.arguments import add_overwrite, add_viewer_mb, check_output
+from nnunet_ext.challenges.metrics import PLAIN_MEASURES
+from nnunet_ext.cli.arguments import add_overwrite, add_processes, add_tolerance, add_viewer_mb, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         default=[],
-        choices=("hd95", "nsd"),
+        choices=[measure for measure in PLAIN_MEASURES if measure != "dice"],
         help="computed from the label maps of the validations, beside nnU-Net's Dice (default: none)",
     )
-    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: %(default)s)")
-    parser.add_argument(
-        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
-    )
+    add_tolerance(parser)
+    add_processes(parser)
     add_viewer_mb(parser)
     add_overwrite(parser)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from nnunet_ext.challenges.catalogue import get_challenge
 from nnunet_ext.challenges.metrics import MEASURES
-from nnunet_ext.challenges.parallel import default_processes
-from nnunet_ext.cli.arguments import add_overwrite, check_output
+from nnunet_ext.cli.arguments import add_overwrite, add_processes, check_output
 from nnunet_ext.cli.challenge_arguments import add_challenge, add_task
 from nnunet_ext.errors import ConfigurationError
 
@@ -55,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="distance where one mask alone is empty",
     )
     measures.add_argument("--hausdorff", choices=("directed", "pooled"), help="larger directed, or pooled percentile")
-    parser.add_argument(
-        "-np", type=int, default=default_processes(), metavar="N", help="worker processes (default: %(default)s)"
-    )
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

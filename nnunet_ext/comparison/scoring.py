@@ -31,8 +31,7 @@ def compared_results(
         scores = {name: paired.score(model, name) for name in paired.cases}
         surfaces = surface_measures(model.folder, scores, further, tolerance, processes, model.name) if further else {}
         cases = []
-        for name in paired.cases:
-            score = paired.score(model, name)
+        for name, score in scores.items():
             dice = score.dice
             structures = {
                 structure: {
