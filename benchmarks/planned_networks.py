@@ -12,9 +12,11 @@ import io
 import json
 import os
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(tempfile.mkdtemp(prefix="planned_networks_"))
+TEMPORARY = tempfile.TemporaryDirectory(prefix="planned_networks_")  # removed when Python ends
+ROOT = Path(TEMPORARY.name)
 os.environ.update({f"nnUNet_{name}": str(ROOT / name) for name in ("raw", "preprocessed", "results")})
 
 import numpy as np  # noqa: E402
@@ -28,7 +30,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # 
 from nnunet_ext.discovery.registry import PLANNERS  # noqa: E402
 from nnunet_ext.files import write_json  # noqa: E402
 from nnunet_ext.med_tuning.frozen import round_to_half, with_halves  # noqa: E402
-from nnunet_ext.methods import METHODS, _locate  # noqa: E402
+from nnunet_ext.methods import METHODS  # noqa: E402
 
 SHAPE, SPACING, CLASSES = (148, 512, 512), (3.0, 0.76, 0.76), 16
 GIGABYTES = 8
@@ -91,7 +93,7 @@ def main():
     make_dataset()
     planners = {"nnU-Net's U-Net": ExperimentPlanner}
     for method in METHODS.values():
-        planners[method.title] = _locate(f"{PLANNERS[method.planner]}.{method.planner}")
+        planners[method.title] = getattr(import_module(PLANNERS[method.planner]), method.planner)
     rows = [row(planner, title) for title, planner in planners.items()]
     for values in rows:
         print(values)
