@@ -120,7 +120,7 @@ def med_tuning(size, **settings):
 
 
 class Fused(nn.Module):
-    """E2ENet whose norms, activations and concatenations are one kernel in eager prediction."""
+    """E2ENet whose norms, activations and concatenations are one kernel, eagerly."""
 
     def __init__(self, size):
         super().__init__()
@@ -187,7 +187,7 @@ NETS = [
     Net(*U_NET, 2, CUBE, forms=LAYOUTS),
     Net("ResEnc M", RESENC, 2, CUBE, forms=COMPILED),
     Net(*E2, 2, CUBE, forms=LAYOUTS),
-    Net("E2ENet S=.8, fused", Fused, 2, CUBE, trains=False),
+    Net("E2ENet S=.8, fused", Fused, 2, CUBE),
     Net("E2ENet S=.8, keeps everything", partial(e2enet, memory_efficient=False), 2, CUBE),
     Net("E2ENet S=.8, blocks of 16", partial(e2enet, connection_block=16), 2, CUBE, forms=COMPILED),
     Net("E2ENet S=.9, blocks of 16", partial(e2enet, connection_block=16, sparsity=0.9), 2, CUBE),

@@ -78,7 +78,7 @@ class ConvBlock(nn.Module):
             z = rebuilding_convolution(self.conv, sources, through, self.shifts, self.shift_axis)
             return norm_and_activation(z, self.norm, self.act.negative_slope)
         if fuses(sources[0]) and can_rebuild(self.conv, self.norm, self.act):
-            return Pending(self._of_pending(sources, through), self.norm, self.act.negative_slope)
+            return Pending.of(self._of_pending(sources, through), self.norm, self.act.negative_slope)
         tensors = [written(source) for source in sources]
 
         def parts(*sources: Tensor) -> list[Tensor]:

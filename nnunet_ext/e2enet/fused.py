@@ -1,10 +1,11 @@
-"""Prediction in which InstanceNorm, LeakyReLU and the shifted concatenation are one pass over memory, by Triton.
+"""InstanceNorm, LeakyReLU and the shifted concatenation in one pass over memory, by Triton, where nothing is compiled.
 
 Eagerly, torch normalises the output z of a convolution (reads it, writes y), applies LeakyReLU (reads, writes y), and
-copies y to its place in what the next convolution reads. Here a block gives z with its statistics, `Pending`, and
-whoever reads it writes LeakyReLU(scale (z - mean) + bias) where it belongs, in one pass. Under torch.compile inductor
-does the same; training steps are as ever. An option that is off, because it is not measured on a card yet:
-`nnUNet_ext_fused=1`.
+copies y to its place in what the next convolution reads. In prediction a block gives z with its statistics instead,
+`Pending`, and whoever reads it writes LeakyReLU(scale (z - mean) + bias) where it belongs, in one pass. A training step
+(`rebuilding.py`) writes activations so, makes them again so in the backward pass, and has two kernels for the gradient
+of norm and activation. Under torch.compile inductor does the same. An option that is off, because it is not measured
+on a card yet: `nnUNet_ext_fused=1`.
 """
 
 import functools
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.e2enet.depth_shift import copy_shifted, segments
+from nnunet_ext.e2enet.depth_shift import copy_shifted, segments, shifted_concat
 from nnunet_ext.errors import ConfigurationError
 
 VARIABLE = "nnUNet_ext_fused"
@@ -25,16 +26,16 @@ _BLOCK = 1024  # voxels a program
 class Pending:
     """The activation `LeakyReLU(InstanceNorm(z))` of `z [B, C, D, H, W]`, of which the statistics are known alone."""
 
-    def __init__(self, z: Tensor, norm: nn.InstanceNorm3d, slope: float) -> None:
-        self.z, self.slope = z.contiguous(), slope
-        rows = self.z.view(1, -1, *z.shape[2:])
-        if z.is_cuda:
-            self.mean, rstd = torch.batch_norm_stats(rows, norm.eps)  # in float32, whatever z is
-        else:
-            variance, self.mean = torch.var_mean(rows.float(), (0, 2, 3, 4), correction=0)
-            rstd = (variance + norm.eps).rsqrt()
-        self.scale = rstd * norm.weight.repeat(len(z)).float()
-        self.bias = norm.bias.repeat(len(z)).float()
+    def __init__(self, z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, slope: float) -> None:
+        """It is LeakyReLU(scale (z - mean) + bias), with `mean`, `scale` and `bias` `[B C]` in float32."""
+        self.z, self.mean, self.scale, self.bias, self.slope = z.contiguous(), mean, scale, bias, slope
+        self.shape = z.shape
+
+    @classmethod
+    def of(cls, z: Tensor, norm: nn.InstanceNorm3d, slope: float) -> "Pending":
+        """Of a convolution's output and the norm that follows."""
+        mean, rstd = statistics(z, norm.eps)
+        return cls(z, mean, rstd * norm.weight.repeat(len(z)).float(), norm.bias.repeat(len(z)).float(), slope)
 
     @functools.cached_property
     def written(self) -> Tensor:
@@ -47,11 +48,37 @@ class Pending:
         """Channels `first` to `end` to those from `start` of `out [B, K, D, H, W]`, shifted along the spatial axis."""
         count, depth = end - first, out.shape[axis + 2]
         volume, inner = out[0, 0].numel(), out[0, 0].stride(axis)
-        grid = (len(out) * count, -(-volume // _BLOCK))
-        _kernel()[grid](
+        _kernels().normalise[_grid(len(out) * count, volume)](
             self.z, self.mean, self.scale, self.bias, out, self.z.shape[1], out.shape[1], first, start, count,
             volume, inner, depth, shift, self.slope, BLOCK=_BLOCK,
         )  # fmt: skip
+
+    def gradients(self, grad: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of z `[B, C, D, H, W]`, of the norm's weight and of its bias by sample and channel `[B C]`.
+
+        `grad` is that of the activation. With g that of scale (z - mean) + bias, the one of z is
+        scale (g - sum(g) / V - rstd^2 (z - mean) sum(g (z - mean)) / V), V voxels.
+        """
+        grad, rows, volume = grad.contiguous(), len(self.mean), self.z[0, 0].numel()
+        grid = _grid(rows, volume)
+        sums = self.mean.new_empty(2, *grid)
+        given = (self.z, grad, self.mean, self.scale, self.bias)
+        _kernels().sums_of_gradient[grid](*given, sums, rows, volume, self.slope, BLOCK=_BLOCK)
+        of_bias, of_centred = sums.sum(2)
+        of_z = torch.empty_like(self.z)
+        each, slant = of_bias / volume, of_centred * rstd.square() / volume
+        _kernels().gradient[grid](*given, each, slant, of_z, volume, self.slope, BLOCK=_BLOCK)
+        return of_z, of_centred * rstd, of_bias
+
+
+def statistics(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal deviation of each sample's channels `[B C]`, in float32."""
+    rows = z.reshape(1, -1, *z.shape[2:])
+    if z.is_cuda:
+        mean, rstd = torch.batch_norm_stats(rows, eps)  # in float32, whatever z is
+        return mean, rstd
+    variance, mean = torch.var_mean(rows.float(), (0, 2, 3, 4), correction=0)
+    return mean, (variance + eps).rsqrt()
 
 
 def written(x: Any) -> Tensor:
@@ -60,12 +87,21 @@ def written(x: Any) -> Tensor:
 
 
 def fuses(x: Any) -> bool:
-    """Whether blocks that read `x` are to give a `Pending`.
+    """Whether blocks that read `x` are to give a `Pending`: in prediction.
 
     Raises:
         ConfigurationError: it is asked for, and there is no Triton.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+    return not torch.is_grad_enabled() and by_triton(x)
+
+
+def by_triton(x: Any) -> bool:
+    """Whether it is asked for, and `x` lies where Triton computes.
+
+    Raises:
+        ConfigurationError: it is asked for, and there is no Triton.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if os.environ.get(VARIABLE, "0") in ("", "0"):
         return False
@@ -73,12 +109,14 @@ def fuses(x: Any) -> bool:
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not (x.is_cuda or interpreted) or x.dtype == torch.float64:
         return False
-    _kernel()
+    _kernels()
     return True
 
 
 def concatenate(sources: Sequence[Any], shifts: list[tuple[int, int]], axis: int) -> Tensor:
-    """`depth_shift.shifted_concat` of tensors and of what is pending, `[B, C_i, D, H, W]`."""
+    """`depth_shift.shifted_concat` of tensors and of what is pending, `[B, C_i, D, H, W]`, without gradients."""
+    if not any(isinstance(source, Pending) for source in sources):
+        return shifted_concat(list(sources), shifts, axis)
     tensors = [source.z if isinstance(source, Pending) else source for source in sources]
     channels = [tensor.shape[1] for tensor in tensors]
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
@@ -92,12 +130,16 @@ def concatenate(sources: Sequence[Any], shifts: list[tuple[int, int]], axis: int
     return out
 
 
+def _grid(rows: int, volume: int) -> tuple[int, int]:
+    return rows, -(-volume // _BLOCK)
+
+
 @functools.cache
-def _kernel() -> Any:
+def _kernels() -> Any:
     try:
-        from nnunet_ext.e2enet.fused_kernel import normalise
+        from nnunet_ext.e2enet import fused_kernels
     except ImportError as error:
         raise ConfigurationError(
             f"{VARIABLE}=1 needs Triton, which torch's CUDA packages for Linux bring along. Unset it to go on without."
         ) from error
-    return normalise
+    return fused_kernels

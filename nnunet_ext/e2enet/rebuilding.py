@@ -8,7 +8,8 @@ carries along what it is made of, and whoever needs it in the backward pass keep
 computed twice.
 
 Gradients are those of the plain formulation: the same kernels get the same numbers. Under torch.compile, whose
-partitioner decides what is kept, these functions are not used.
+partitioner decides what is kept, these functions are not used. With `nnUNet_ext_fused=1` norm and activation are those
+of `fused.py`, in both passes.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from torch.func import functional_call
 from torch.nn.modules import module as torch_modules
 
 from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
+from nnunet_ext.e2enet.fused import Pending, by_triton, concatenate, statistics, written
 from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d, SparseConnections
 from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
 from nnunet_ext.layers.convolutions import convolution_gradients
@@ -73,6 +75,14 @@ def norm_and_activation(z: Tensor, norm: nn.InstanceNorm3d, slope: float) -> Ten
 class _NormAndActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Any:
+        ctx.fused = by_triton(z)
+        if ctx.fused:
+            mean, rstd = statistics(z, eps)
+            weight, bias = weight.repeat(len(z)).float(), bias.repeat(len(z)).float()
+            scale, ctx.slope = rstd * weight, slope
+            ctx.save_for_backward(z, mean, rstd, scale, bias)
+            ctx.mark_non_differentiable(mean, scale, bias)
+            return Pending(z, mean, scale, bias, slope).written, mean, scale, bias
         # As torch.instance_norm: a batch norm of one sample, in which each sample's channels are channels.
         rows, weight, bias = z.reshape(1, -1, *z.shape[2:]), weight.repeat(len(z)), bias.repeat(len(z))
         y, mean, rstd, reserve, kind = torch.ops.aten._batch_norm_impl_index(
@@ -88,6 +98,10 @@ class _NormAndActivation(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: None) -> Any:
+        if ctx.fused:
+            z, mean, rstd, scale, bias = ctx.saved_tensors
+            gz, *sums = Pending(z, mean, scale, bias, ctx.slope).gradients(grad, rstd)
+            return gz, *(g.view(len(z), -1).sum(0) for g in sums), None, None
         z, weight, bias, mean, rstd, scale, reserve = ctx.saved_tensors
         grad = torch.ops.aten.leaky_relu_backward(grad, _normalised(z, mean, scale, bias), ctx.slope, False)
         rows = z.reshape(1, -1, *z.shape[2:])
@@ -145,13 +159,13 @@ class _Reading:
         return [b for module in (conv, *self.through) if module is not None for b in module.buffers()]
 
     def gradients(
-        self, conv: Any, grad: Tensor, parts: list[Tensor], stored: Tensor, wanted: Sequence[bool]
+        self, conv: Any, grad: Tensor, parts: list[Any], stored: Tensor, wanted: Sequence[bool]
     ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
         """Of the parts, which this takes out of their list, of what is `stored` of the weight, and of the bias."""
         if isinstance(conv, SharedInputConv3d):
-            return conv.gradients(grad, parts, self.shifts, stored, wanted)
+            return conv.gradients(grad, [written(part) for part in parts], self.shifts, stored, wanted)
         channels = [part.shape[1] for part in parts]
-        x = shifted_concat(parts, self.shifts, self.axis)
+        x = concatenate(parts, self.shifts, self.axis)
         parts.clear()
         sparse = isinstance(conv, KernelSlots)
         gx, gw, gb = convolution_gradients(conv, grad, x, conv.dense_weight(stored) if sparse else stored, wanted)
@@ -168,7 +182,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         sources, parameters = rest[: len(made_of)], rest[len(made_of) :]
         parts = [_passed(module, source) for module, source in zip(reading.through, sources, strict=True)]
-        ctx.conv, ctx.reading = conv, reading
+        ctx.conv, ctx.reading, ctx.fused = conv, reading, by_triton(sources[0])
         ctx.slopes = [None if m is None else m.slope for m in made_of]
         ctx.autocast = same_autocast(stored.device)
         kept = [t for s, m in zip(sources, made_of, strict=True) for t in ((s,) if m is None else m[:4])]
@@ -223,31 +237,43 @@ def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
     parameters, kept = saved[:count], saved[count:]
     branches = []
     for module, names, slope, wants in zip(reading.through, reading.names, ctx.slopes, wanted, strict=False):
+        source: Any
         if slope is None:
             source = kept.pop(0).detach()
+        elif ctx.fused:
+            z, mean, scale, bias = kept[:4]
+            source = Pending(z, mean, scale, bias, slope)
         else:
             source = F.leaky_relu_(_normalised(*kept[:4]), slope)
-            del kept[:4]
+        del kept[: 0 if slope is None else 4]
         own = {name: parameters.pop(0).detach().requires_grad_() for name in names}
-        branches.append(_Branch(module, source.requires_grad_(wants), own, ctx.autocast))
+        branches.append(_Branch(module, source, wants, own, ctx.autocast))
     return branches
 
 
 class _Branch:
     """One source in the backward pass: its part of what the convolution reads, and the way back."""
 
-    def __init__(self, module: nn.Module | None, source: Tensor, parameters: dict[str, Tensor], autocast: Any) -> None:
-        self._leaves = None if module is None else [source, *parameters.values()]
-        self._output: Tensor | None = source.detach()
-        self._dtype = source.dtype
+    def __init__(
+        self, module: nn.Module | None, source: Any, wanted: bool, parameters: dict[str, Tensor], autocast: Any
+    ) -> None:
+        """`source`: a tensor or a `Pending`; `wanted`: whether its gradient is."""
+        self._leaves: list[Tensor] | None = None
+        self._output: Any = source
+        self._dtype = (source.z if isinstance(source, Pending) else source).dtype
         if module is not None:
+            source = written(source).requires_grad_(wanted)
+            self._leaves = [source, *parameters.values()]
             with torch.enable_grad(), autocast():
                 output = functional_call(module, parameters, (source,))
             self._dtype, self._output = output.dtype, output.detach()
             self._edge = get_gradient_edge(output) if output.requires_grad else None
 
-    def output(self) -> Tensor:
-        """The part `[B, C, D, H, W]`; only once, so that its memory is free before the gradients come."""
+    def output(self) -> Any:
+        """The part `[B, C, D, H, W]`, a tensor or a `Pending`.
+
+        Only once, so that its memory is free before the gradients come.
+        """
         output, self._output = self._output, None
         assert output is not None
         return output

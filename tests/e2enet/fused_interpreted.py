@@ -1,4 +1,4 @@
-"""Run by `test_fused.py` in Triton's interpreter: a network's logits fused and plain, and single concatenations."""
+"""Run by `test_fused.py` in Triton's interpreter: logits and gradients of networks, and the kernels alone."""
 
 import json
 import os
@@ -10,9 +10,15 @@ os.environ.update(TRITON_INTERPRET="1", nnUNet_ext_packed="0")
 import torch
 import torch.nn.functional as F
 
-from nnunet_ext.e2enet import fused
+from nnunet_ext.e2enet import fused, rebuilding
 from nnunet_ext.e2enet.depth_shift import channel_shifts, shifted_concat
 from nnunet_ext.e2enet.network import E2ENet
+
+NETWORKS = {"sparse": {}, "blocks": {"connection_block": 4}, "no shift": {"shift_size": 0}}
+
+
+def small(**settings):
+    return E2ENet(1, 3, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]], base_features=6, **settings)
 
 
 def concatenations():
@@ -28,7 +34,7 @@ def concatenations():
             torch.nn.init.normal_(norm.bias)
             shifts = channel_shifts(13, shift_size)
             plain = F.leaky_relu(norm(z.float()), 0.01).to(dtype)
-            pending = fused.Pending(z, norm, 0.01)
+            pending = fused.Pending.of(z, norm, 0.01)
             found = fused.concatenate([other, pending, other], shifts, axis)
             expected = shifted_concat([other, plain, other], shifts, axis)
             assert found.dtype == dtype and not found[expected == 0].any()
@@ -36,6 +42,60 @@ def concatenations():
             differences.append(float((pending.written - plain).abs().max() / plain.abs().max()))
         worst[str(dtype)] = max(differences)
     return worst
+
+
+def gradients():
+    """Largest relative differences by type of the gradients of norm and activation: odd sizes, several blocks a row."""
+    worst = {}
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        z, grad = (torch.randn(2, 5, 3, 7, 77).to(dtype) for _ in range(2))
+        z = z * 3 + 1
+        norm = torch.nn.InstanceNorm3d(5, affine=True)
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        leaf = z.double().requires_grad_()
+        F.leaky_relu(norm.double()(leaf), 0.01).backward(grad.double())
+        expected = leaf.grad, norm.weight.grad, norm.bias.grad
+        leaf = z.requires_grad_()
+        own = norm.float()
+        weight, bias = (p.detach().requires_grad_() for p in (own.weight, own.bias))
+        of_leaf = rebuilding._NormAndActivation.apply(leaf, weight, bias, own.eps, 0.01)[0]
+        of_leaf.backward(grad)
+        found = leaf.grad, weight.grad, bias.grad
+        assert leaf.grad.dtype == dtype
+        pairs = zip(found, expected, strict=True)
+        worst[str(dtype)] = [float((f.double() - e).abs().max() / e.abs().max()) for f, e in pairs]
+    return worst
+
+
+def trained():
+    """Largest relative difference of a step's gradients by network, and which kernels made them."""
+    used, found = set(), {}
+    for name in ("write", "gradients"):
+        method = getattr(fused.Pending, name)
+
+        def noting(*args, _name=name, _method=method):
+            used.add(_name)
+            return _method(*args)
+
+        setattr(fused.Pending, name, noting)
+    for name, settings in NETWORKS.items():
+        torch.manual_seed(0)
+        network = small(**settings).train()
+        network.deep_supervision = True
+        x = torch.randn(2, 1, 5, 9, 11)
+        gradients = {}
+        for value in ("0", "1"):
+            used.clear()
+            os.environ["nnUNet_ext_fused"] = value
+            network.zero_grad()
+            sum(logits.square().mean() for logits in network(x)).backward()
+            gradients[value] = [p.grad.clone() for p in network.parameters()]
+        pairs = zip(gradients["0"], gradients["1"], strict=True)
+        largest = max(float(plain.abs().max()) for plain in gradients["0"])
+        found[name] = sorted(used), max(float((plain - own).abs().max()) for plain, own in pairs) / largest
+    return found
 
 
 def networks():
@@ -49,10 +109,9 @@ def networks():
 
     fused.Pending.write = counting
     found = {}
-    for name, settings in {"sparse": {}, "blocks": {"connection_block": 4}, "no shift": {"shift_size": 0}}.items():
+    for name, settings in NETWORKS.items():
         torch.manual_seed(0)
-        strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
-        network = E2ENet(1, 3, strides=strides, base_features=6, **settings).eval()
+        network = small(**settings).eval()
         x = torch.randn(1, 1, 5, 9, 11)
         logits = {}
         for value in ("0", "1"):
@@ -64,4 +123,7 @@ def networks():
 
 
 with torch.no_grad():
-    Path(sys.argv[1]).write_text(json.dumps({"concatenations": concatenations(), "networks": networks()}))
+    found = {"concatenations": concatenations(), "networks": networks()}
+os.environ["nnUNet_ext_fused"] = "1"
+found |= {"gradients": gradients(), "trained": trained()}
+Path(sys.argv[1]).write_text(json.dumps(found))

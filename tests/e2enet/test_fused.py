@@ -1,4 +1,4 @@
-"""Norm, activation and shifted concatenation by a Triton kernel: equal to torch's, in Triton's interpreter."""
+"""Norm, activation and shifted concatenation by Triton kernels: equal to torch's, in Triton's interpreter."""
 
 import importlib.util
 import json
@@ -40,8 +40,20 @@ def test_logits_of_networks(found):
         assert writes and difference < 1e-5
 
 
-def test_it_is_asked_for_and_for_prediction_alone(monkeypatch):
-    monkeypatch.setattr(fused, "_kernel", lambda: None)
+@pytest.mark.slow
+def test_gradients_of_norm_and_activation(found):
+    assert max(found["gradients"]["torch.float32"]) < 1e-5 and max(found["gradients"]["torch.float16"]) < 1e-3
+
+
+@pytest.mark.slow
+def test_gradients_of_networks(found):
+    assert set(found["trained"]) == {"sparse", "blocks", "no shift"}
+    for used, difference in found["trained"].values():
+        assert used == ["gradients", "write"] and difference < 1e-5
+
+
+def test_it_is_asked_for_and_blocks_give_what_is_pending_in_prediction_alone(monkeypatch):
+    monkeypatch.setattr(fused, "_kernels", lambda: None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     x = torch.zeros(1)
     with torch.no_grad():
@@ -54,12 +66,13 @@ def test_it_is_asked_for_and_for_prediction_alone(monkeypatch):
         assert not fused.fuses(x), "a CPU has no use for it"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not fused.fuses(x), "gradients are recorded"
+    assert fused.by_triton(x)
 
 
 def test_without_triton_the_option_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnunet_ext.e2enet.fused_kernel", None)
+    monkeypatch.setitem(sys.modules, "nnunet_ext.e2enet.fused_kernels", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv(fused.VARIABLE, "1")
-    fused._kernel.cache_clear()
+    fused._kernels.cache_clear()
     with torch.no_grad(), pytest.raises(ConfigurationError, match="nnUNet_ext_fused=1 needs Triton"):
         fused.fuses(torch.zeros(1))
