@@ -6,7 +6,7 @@ the backward pass. Where a convolution alone reads what interpolation, InstanceN
 in the backward pass (`lean.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,8 @@ from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.search_space import OPERATIONS, Kernels
 
 Weight = Tensor | float
+# Scale and shift of a norm: `[C]`, or `[B, C]` where they are there for every sample (`affine.py`).
+Affine = tuple[Tensor, Tensor]
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _CONVOLVE: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
@@ -35,21 +37,22 @@ def instance_norm(channels: int, dimensions: int) -> nn.Module:
     return _NORM[dimensions](channels, affine=True)
 
 
-def scaled_norm(norm: nn.Module, x: Tensor, weight: Weight) -> Tensor:
-    """`weight * norm(x)`, the weight taken into the affine parameters."""
-    scale, shift = norm.weight, norm.bias
-    assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
-    return F.instance_norm(x, weight=scale * weight, bias=shift * weight, eps=norm.eps)  # type: ignore[arg-type]
-
-
 def normed(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """`norm(x)`, with its affine parameters given as tensors."""
-    return F.instance_norm(x, weight=scale, bias=shift, eps=norm.eps)
+    if scale.ndim == 1:
+        return F.instance_norm(x, weight=scale, bias=shift, eps=norm.eps)
+    # As torch's instance norm, which first repeats the parameters: a batch norm of one sample with B C channels.
+    rows = x.reshape(1, -1, *x.shape[2:])
+    return F.batch_norm(rows, None, None, scale.flatten(), shift.flatten(), True, 0.0, norm.eps).view_as(x)
 
 
-def affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """A norm's parameters, for `normed`."""
-    return norm.weight, norm.bias
+def affine(norm: Any, weight: Weight = 1.0) -> Affine:
+    """A norm's parameters times `weight`, for `normed`."""
+    return (norm.weight, norm.bias) if _is_one(weight) else (norm.weight * weight, norm.bias * weight)
+
+
+def _is_one(weight: Weight) -> bool:
+    return isinstance(weight, float) and weight == 1
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -84,8 +87,8 @@ class Down(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: Sequence[int]) -> None:
         super().__init__()
         ones = [1] * len(stride)
-        # One voxel aside along the axes on which the stride skips voxels; batch and channels stay.
-        self.aside = (slice(None), slice(None), *(slice(1 if s > 1 else 0, None) for s in stride))
+        # One voxel aside along the axes on which the stride skips voxels, last axis first as F.pad has it.
+        self.aside = [side for s in reversed(tuple(stride)) for side in (-1 if s > 1 else 0, 0)]
         self.conv_1 = convolution(c_in, c_out // 2, ones, stride)
         self.conv_2 = convolution(c_in, c_out - c_out // 2, ones, stride)
         self.norm = instance_norm(c_out, len(stride))
@@ -95,7 +98,8 @@ class Down(nn.Module):
 
         The result is that before the InstanceNorm.
         """
-        return torch.cat([self.conv_1(rectified), self.conv_2(rectified[self.aside])], 1)
+        moved = lean_convolution(self.conv_2, lambda x: F.pad(x, self.aside), rectified)
+        return torch.cat([self.conv_1(rectified), moved], 1)
 
 
 class Operation(nn.Module):
@@ -106,14 +110,14 @@ class Operation(nn.Module):
         self.convs = nn.Sequential(*(convolution(channels, channels, kernel) for kernel in kernels))
         self.norm = instance_norm(channels, len(kernels[0]))
 
-    def forward(self, rectified: Tensor, weight: Weight) -> Tensor:
-        """`weight` times the operation; `[B, C, *size]` in and out."""
-        return scaled_norm(self.norm, self.convs(rectified), weight)
+    def forward(self, rectified: Tensor, own: Affine) -> Tensor:
+        """The operation, with scale and shift of its norm; `[B, C, *size]` in and out."""
+        return normed(self.norm, self.convs(rectified), *own)
 
-    def normed_first(self, norm: Any, x: Tensor, weight: Weight) -> Tensor:
+    def normed_first(self, norm: Any, x: Tensor, before: Affine, own: Affine) -> Tensor:
         """The same of an input that needs `norm` and a ReLU before, of which nothing is kept but `x`."""
-        x = lean_convolution(self.convs[0], lambda *inputs: F.relu(normed(norm, *inputs)), x, *affine(norm))
-        return scaled_norm(self.norm, self.convs[1:](x), weight)
+        x = lean_convolution(self.convs[0], lambda *inputs: F.relu(normed(norm, *inputs)), x, *before)
+        return normed(self.norm, self.convs[1:](x), *own)
 
 
 class Cell(nn.Module):
@@ -137,28 +141,45 @@ class Cell(nn.Module):
         """Whether `forward` needs the ReLU of its input."""
         return self.kind == "down" or (self.kind == "same" and len(self.operations) > 0)
 
-    def forward(self, x: Tensor, rectified: Tensor | None, weights: Sequence[Weight] | Tensor) -> Tensor:
+    def norms(self) -> Iterator[tuple[Any, int | None]]:
+        """The norms, each with the number of its operation, None for that of the change of resolution."""
+        if self.resample is not None:
+            yield self.resample.norm, None
+        for number, name in enumerate(self.names):
+            if name in self.operations:
+                yield self.operations[name].norm, number
+
+    def forward(
+        self,
+        x: Tensor,
+        rectified: Tensor | None,
+        weights: Sequence[Weight] | Tensor,
+        affine: Callable[[Any, Weight], Affine] = affine,
+    ) -> Tensor:
         """The edge's output `[B, C_out, *]`.
 
         Args:
             x: `[B, C_in, *]`.
             rectified: its ReLU, which the edges that leave a node share; None where `reads_rectified` is False.
             weights: one per operation.
+            affine: gives scale and shift of a norm for the weight of its operation.
         """
         if self.resample is not None:
             x, rectified = self.resample(rectified if self.kind == "down" else x), None
+            before = affine(self.resample.norm, 1.0)
             if len(self.names) == 1 and self.operations:
                 operation = cast(Operation, self.operations[self.names[0]])
-                return operation.normed_first(self.resample.norm, x, weights[0])
-            x = normed(self.resample.norm, x, *affine(self.resample.norm))
+                return operation.normed_first(self.resample.norm, x, before, affine(operation.norm, weights[0]))
+            x = normed(self.resample.norm, x, *before)
         result: Tensor | None = None
         for name, weight in zip(self.names, weights, strict=True):
             if name not in self.operations:  # skip
-                term = x if isinstance(weight, float) and weight == 1 else x * weight
+                term = x if _is_one(weight) else x * weight
             else:
                 if rectified is None:
                     rectified = F.relu(x)
-                term = self.operations[name](rectified, weight)
+                operation = cast(Operation, self.operations[name])
+                term = operation(rectified, affine(operation.norm, weight))
             result = term if result is None else result + term
         assert result is not None, "a cell without operation"
         return result

@@ -6,7 +6,8 @@ this follows the published code of the paper's model: its 152 M parameters and 3
 Resolutions follow the plan's strides, axis by axis, instead of 2 everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,8 +16,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.costs.complexity import kept_elements
+from nnunet_ext.dints.affine import StackedAffine
 from nnunet_ext.dints.architecture_code import CVPR_CODE, code_of
-from nnunet_ext.dints.cells import Cell, HeadStep, Stem, Weight, affine, convolution, instance_norm, normed, resize
+from nnunet_ext.dints.cells import (
+    Affine,
+    Cell,
+    HeadStep,
+    Stem,
+    Weight,
+    affine,
+    convolution,
+    instance_norm,
+    normed,
+    resize,
+)
 from nnunet_ext.dints.lean import lean_convolution
 from nnunet_ext.dints.relaxation import Relaxed, relax
 from nnunet_ext.dints.search_space import OPERATIONS, Structure, edges, search_structure
@@ -111,9 +124,26 @@ class _DiNTS(nn.Module):
         )
         self.head = Head(structure, num_classes)
 
-    def _run(self, image: Tensor, weights: CellWeights) -> Tensor:
-        """`image [B, C, *patch]` -> logits `[B, K, *patch]`."""
+    def _norms(self) -> list[list[tuple[Any, tuple[int, int, int] | None]]]:
+        """The norms of the cells, those of one width in a list, each with layer, edge and number of its operation."""
+        of_width: dict[int, list[Any]] = {}
+        for name, cell in self.cells.items():
+            layer, edge = map(int, name.split("_"))
+            for norm, number in cast(Cell, cell).norms():
+                place = None if number is None else (layer, edge, number)
+                of_width.setdefault(norm.num_features, []).append((norm, place))
+        return list(of_width.values())
+
+    def _affine(self, batch: int, weights: Tensor | None) -> Callable[[Any, Weight], Affine]:
+        """What gives the cells scale and shift of their norms; compilers join what is computed for each."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return affine
+        return StackedAffine([[norm for norm, _ in group] for group in self._norms()], batch, weights)
+
+    def _run(self, image: Tensor, weights: CellWeights, of_norms: Tensor | None = None) -> Tensor:
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`; `of_norms`: the weights in the order of `_norms`."""
         size = image.shape[2:]
+        affine = self._affine(len(image), of_norms)
         image = pad_to(image, self.structure.padded_size(size))
         nodes = {}
         for name, stem in self.stems.items():
@@ -122,11 +152,15 @@ class _DiNTS(nn.Module):
             if int(name) in self.structure.inputs:
                 nodes[int(name)] = fed
         for layer in range(self.structure.num_layers):
-            nodes = self._layer(layer, nodes, weights[layer])
+            nodes = self._layer(layer, nodes, weights[layer], affine)
         return crop(self.head(nodes), size)
 
     def _layer(
-        self, layer: int, nodes: dict[int, Tensor], weights: Sequence[Sequence[Weight] | Tensor]
+        self,
+        layer: int,
+        nodes: dict[int, Tensor],
+        weights: Sequence[Sequence[Weight] | Tensor],
+        affine: Callable[[Any, Weight], Affine],
     ) -> dict[int, Tensor]:
         """The nodes of the next layer by scale; scales that nothing reaches are absent."""
         rectified: dict[int, Tensor] = {}
@@ -138,7 +172,7 @@ class _DiNTS(nn.Module):
             cell: Any = self.cells[f"{layer}_{edge}"]
             if cell.reads_rectified and source not in rectified:
                 rectified[source] = F.relu(nodes[source])
-            inputs = (nodes[source], rectified.get(source) if cell.reads_rectified else None, of_edge)
+            inputs = (nodes[source], rectified.get(source) if cell.reads_rectified else None, of_edge, affine)
             if self.checkpoint_cells and torch.is_grad_enabled():
                 out = checkpoint(cell, *inputs, use_reentrant=False)
             else:
@@ -236,6 +270,8 @@ class DiNTSSearchNet(_DiNTS):
 
     supports_compile = False  # it could be, in minutes
 
+    weight_of_norm: Tensor
+
     def __init__(
         self,
         input_channels: int,
@@ -261,6 +297,11 @@ class DiNTSSearchNet(_DiNTS):
         super().__init__(input_channels, num_classes, structure, deep_supervision, checkpoint_cells)
         shape = (num_layers, len(edges(num_depths)))
         operations = len(OPERATIONS[structure.dimensions])
+        # Of each norm the place of its operation's weight in `[L, E, N]`, or behind them.
+        ones = math.prod(shape) * operations
+        places = [p for group in self._norms() for _, p in group]
+        index = [ones if p is None else (p[0] * shape[1] + p[1]) * operations + p[2] for p in places]
+        self.register_buffer("weight_of_norm", torch.tensor(index), persistent=False)
         self.log_alpha_a = nn.Parameter(0.01 * torch.randn(shape), requires_grad=False)
         self.log_alpha_c = nn.Parameter(1 + 0.01 * torch.randn(*shape, operations), requires_grad=False)
 
@@ -275,7 +316,9 @@ class DiNTSSearchNet(_DiNTS):
             relaxed: probabilities through which gradients are wanted; by default those of the own logits.
         """
         weights = (self.relaxed() if relaxed is None else relaxed).weights
-        return self._run(x, [layer.unbind(0) for layer in weights.unbind(0)])
+        with_one = torch.cat([weights.flatten(), weights.new_ones(1)])
+        of_norms = with_one.index_select(0, self.weight_of_norm)
+        return self._run(x, [layer.unbind(0) for layer in weights.unbind(0)], of_norms)
 
 
 def arch_kwargs_at(strides: Sequence[Sequence[int]], patch_size: Sequence[int] | None = None) -> dict[str, Any]:
