@@ -216,6 +216,13 @@ class ExtTrainer(ResumableTrainer):
             dist.all_gather_object(values, value)
         return values
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's; without `mirroring` as its `nnUNetTrainerNoMirroring`."""
+        rotation, dummy_2d, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.options.mirroring:
+            axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, size, axes
+
     # reports
 
     def on_train_start(self) -> None:

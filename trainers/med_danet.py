@@ -86,7 +86,8 @@ class MedDANetTrainer(ExtTrainer):
         if len(patch) == 3:
             size = list(size)
             size[0], dummy_2d = patch[0], True
-            self.inference_allowed_mirroring_axes = (1, 2)
+            if self.options.mirroring:
+                self.inference_allowed_mirroring_axes = (1, 2)
         return rotation, dummy_2d, size, axes
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:

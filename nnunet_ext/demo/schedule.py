@@ -26,7 +26,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "patch_voxels": 96**3,
     },
 }
-REAL_DATA_FACTOR = 2.5  # more epochs, for real images
+REAL_DATA_FACTOR = 2  # more epochs, for real images
 STOCK_EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000)  # for which nnU-Net has trainers, of 250 iterations each
 STOCK_WIDTH = {"cpu": 8, "cuda": 32}  # of the U-Net's first level
 
@@ -63,13 +63,14 @@ def demo_settings(
         method: adds settings of its own.
         device: "cuda" gets the larger schedule.
         configuration: as planned; its patch is only ever made smaller.
-        phantoms: real images get `REAL_DATA_FACTOR` times the epochs, and what the method adds for them.
+        phantoms: real images get `REAL_DATA_FACTOR` times the epochs, no mirroring, and what the method adds for them.
         epochs: instead of the schedule's.
     """
     kind = "cuda" if device == "cuda" else "cpu"
     schedule = dict(SCHEDULES[kind])
     if not phantoms:
         schedule["num_epochs"] = round(REAL_DATA_FACTOR * schedule["num_epochs"])
+        schedule["mirroring"] = False  # so short a training cannot learn both sides of a body in each place
     if epochs is not None:
         schedule["num_epochs"] = epochs
     steps = schedule["num_epochs"] * schedule["num_iterations_per_epoch"]

@@ -177,6 +177,17 @@ class TrainerContract(OnRequest):
         assert [row["epoch"] for row in rows] == [0]
         assert np.isfinite(rows[0]["train_loss"])
 
+    def test_mirroring_can_be_left_out(self, workspace):
+        """In training and, through the checkpoint, in prediction."""
+        for mirroring in (True, False):
+            trainer = self.build(self.handmade(mirroring=mirroring))
+            trainer.initialize()
+            axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1]
+            assert (axes is not None) == mirroring
+            trainer.save_checkpoint(str(workspace.root / "checkpoint_latest.pth"))
+            saved = torch.load(workspace.root / "checkpoint_latest.pth", weights_only=False)
+            assert (saved["inference_allowed_mirroring_axes"] is not None) == mirroring
+
     def test_a_training_on_a_cpu_keeps_the_memory_it_frees(self, workspace, monkeypatch):
         asked = []
         monkeypatch.setattr("nnunet_ext.trainers.base.keep_freed_memory", lambda: asked.append(True))

@@ -224,7 +224,7 @@ def test_the_topology_moves_a_handful_of_times():
             assert epochs is None or settings["num_epochs"] == epochs
 
 
-def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
+def test_real_images_get_more_epochs_unless_told_and_a_wider_network_and_no_mirroring():
     phantoms, real, told = (
         demo_settings(METHODS["e2enet"], "cpu", planned([32, 64, 64]), **kwargs)
         for kwargs in ({}, {"phantoms": False}, {"phantoms": False, "epochs": 3})
@@ -232,7 +232,7 @@ def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
     assert real["num_epochs"] > phantoms["num_epochs"]
     assert told["num_epochs"] == 3
     assert real["base_features"] > phantoms["base_features"]
-    assert real.keys() == phantoms.keys()
+    assert real.keys() - phantoms.keys() == {"mirroring"} and real["mirroring"] is False
 
 
 def test_the_shown_plan_command_says_the_same_as_the_settings():
