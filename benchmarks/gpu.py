@@ -120,11 +120,11 @@ def med_tuning(size, **settings):
 
 
 class Fused(nn.Module):
-    """E2ENet whose norms, activations and concatenations are one kernel, eagerly."""
+    """E2ENet with the Triton kernels, eagerly."""
 
-    def __init__(self, size):
+    def __init__(self, size, **settings):
         super().__init__()
-        self.whole = e2enet(size)
+        self.whole = e2enet(size, **settings)
 
     def forward(self, x):
         with mock.patch.dict(os.environ, nnUNet_ext_fused="1"):
@@ -190,6 +190,7 @@ NETS = [
     Net("E2ENet S=.8, fused", Fused, 2, CUBE),
     Net("E2ENet S=.8, keeps everything", partial(e2enet, memory_efficient=False), 2, CUBE),
     Net("E2ENet S=.8, blocks of 16", partial(e2enet, connection_block=16), 2, CUBE, forms=COMPILED),
+    Net("E2ENet S=.8, blocks of 16, fused", partial(Fused, connection_block=16), 2, CUBE),
     Net("E2ENet S=.9, blocks of 16", partial(e2enet, connection_block=16, sparsity=0.9), 2, CUBE),
     Net(*DINTS, 2, CUBE, forms=COMPILED),
     Net("DiNTS search", dints_search, 2, (96, 96, 96), predicts=False),

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.e2enet import grouped
 from nnunet_ext.e2enet.depth_shift import add_shifted, gather_shifted, shifted_concat, split_shifted
+from nnunet_ext.e2enet.fused import by_triton
 from nnunet_ext.e2enet.masked import Connections, SparseConnections, active_kernels, problem_of_index
 from nnunet_ext.layers.convolutions import convolution_gradients
 
@@ -149,7 +151,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
 
     Without gradients on a CPU each group's channels are copied alone, out of the sources and shifted on the way, and
     the result goes to its place: nothing is concatenated. Elsewhere, with gradients, and under torch.compile, it is one
-    gather and a convolution with groups; `rebuilding.py` trains by the first way, with `gradients`.
+    gather and a convolution with groups; `rebuilding.py` trains by the first way, with `gradients`. With
+    `nnUNet_ext_fused=1` both are those of `grouped.py`.
     """
 
     def __init__(
@@ -168,6 +171,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         the input is what `gather` has made.
         """
         sources = [input] if isinstance(input, Tensor) else list(input)
+        if not gathered and not torch.is_grad_enabled() and by_triton(sources[0]) and grouped.applies(self, sources):
+            return grouped.convolve(self, sources, shifts)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if gathered or traced or torch.is_grad_enabled() or not _reads_sources(sources[0]):
             x = sources[0] if gathered else self.gather(sources, shifts)
@@ -198,6 +203,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             sources: what `forward` read.
             values: in the place of the module's own.
         """
+        if by_triton(sources[0]) and grouped.applies(self, sources):
+            return grouped.gradients(self, gradient, sources, shifts, values, wanted)
         given, given_shifts = sources, list(shifts)
         sources, shifts = self._readable(sources, shifts)
         of_sources = [torch.zeros_like(source, dtype=gradient.dtype) for source in sources] if wanted[0] else None

@@ -10,15 +10,16 @@ os.environ.update(TRITON_INTERPRET="1", nnUNet_ext_packed="0")
 import torch
 import torch.nn.functional as F
 
-from nnunet_ext.e2enet import fused, rebuilding
+from nnunet_ext.e2enet import fused, grouped, rebuilding
 from nnunet_ext.e2enet.depth_shift import channel_shifts, shifted_concat
 from nnunet_ext.e2enet.network import E2ENet
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
 
 NETWORKS = {"sparse": {}, "blocks": {"connection_block": 4}, "no shift": {"shift_size": 0}}
 
 
 def small(**settings):
-    return E2ENet(1, 3, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]], base_features=6, **settings)
+    return E2ENet(1, 3, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]], base_features=4, **settings)
 
 
 def concatenations():
@@ -72,19 +73,21 @@ def gradients():
 def trained():
     """Largest relative difference of a step's gradients by network, and which kernels made them."""
     used, found = set(), {}
-    for name in ("write", "gradients"):
-        method = getattr(fused.Pending, name)
+    for owner, name in ((fused.Pending, "write"), (fused.Pending, "gradients"), (grouped, "gradients")):
+        method = getattr(owner, name)
 
-        def noting(*args, _name=name, _method=method):
-            used.add(_name)
+        label = f"{owner.__name__.split('.')[-1]}.{name}"
+
+        def noting(*args, _label=label, _method=method):
+            used.add(_label)
             return _method(*args)
 
-        setattr(fused.Pending, name, noting)
+        setattr(owner, name, noting)
     for name, settings in NETWORKS.items():
         torch.manual_seed(0)
         network = small(**settings).train()
         network.deep_supervision = True
-        x = torch.randn(2, 1, 5, 9, 11)
+        x = torch.randn(2, 1, 3, 7, 9)
         gradients = {}
         for value in ("0", "1"):
             used.clear()
@@ -96,6 +99,46 @@ def trained():
         largest = max(float(plain.abs().max()) for plain in gradients["0"])
         found[name] = sorted(used), max(float((plain - own).abs().max()) for plain, own in pairs) / largest
     return found
+
+
+def blocks():
+    """Largest relative differences by type of output and gradients of convolutions with blocks of connections."""
+    worst = {}
+    cases = [  # kernel, axis of the shift, channels of the sources, outputs, block, density
+        ((1, 3, 3), 0, (5, 7, 3), 8, 4, 0.5),
+        ((3, 1, 3), 1, (9,), 20, 20, 0.3),
+        ((3, 3, 1), 2, (10, 11), 34, 17, 0.8),
+        ((3, 3, 3), None, (6, 4), 8, 4, 1.0),
+    ]
+    for dtype in (torch.float32, torch.float16):
+        differences = []
+        for kernel, axis, channels, outputs, block, density in cases if dtype == torch.float32 else cases[:2]:
+            torch.manual_seed(len(channels))
+            padding = tuple(k // 2 for k in kernel)
+            sizes = (sum(channels), outputs, kernel, (1, 1, 1), padding)
+            conv = SharedInputConv3d(*sizes, density=density, connection_block=block)
+            conv.draw_kernels(torch.randn(conv.dense_shape))
+            for inputs in conv.inputs:
+                inputs.copy_(inputs[torch.randperm(len(inputs))])
+            conv.values.normal_()
+            sources = [torch.randn(2, count, 3, 5, 5).to(dtype) for count in channels]
+            shifts = [] if axis is None else channel_shifts(sum(channels), 1)
+            gradient = torch.randn(2, outputs, 3, 5, 5).to(dtype)
+            values = conv.values.to(dtype)
+            found = [grouped.convolve(conv, sources, shifts)]
+            of_sources, *others = grouped.gradients(conv, gradient, sources, shifts, values, [True] * 3)
+            found += [*of_sources, *others]
+            conv.values.data, conv.bias.data = values.double(), conv.bias.double()
+            with torch.enable_grad():
+                leaves = [source.double().requires_grad_() for source in sources]
+                x = shifted_concat(leaves, shifts, axis or 0)
+                expected = F.conv3d(x, conv.dense_weight(), conv.bias, padding=padding)
+                leaves += [conv.values, conv.bias]
+                expected = [expected, *torch.autograd.grad(expected, leaves, gradient.double())]
+            assert found[0].dtype == found[1].dtype == dtype
+            differences += [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, expected, strict=True)]
+        worst[str(dtype)] = max(differences)
+    return worst
 
 
 def networks():
@@ -112,7 +155,7 @@ def networks():
     for name, settings in NETWORKS.items():
         torch.manual_seed(0)
         network = small(**settings).eval()
-        x = torch.randn(1, 1, 5, 9, 11)
+        x = torch.randn(1, 1, 3, 7, 9)
         logits = {}
         for value in ("0", "1"):
             written.clear()
@@ -123,7 +166,7 @@ def networks():
 
 
 with torch.no_grad():
-    found = {"concatenations": concatenations(), "networks": networks()}
+    found = {"concatenations": concatenations(), "networks": networks(), "blocks": blocks()}
 os.environ["nnUNet_ext_fused"] = "1"
 found |= {"gradients": gradients(), "trained": trained()}
 Path(sys.argv[1]).write_text(json.dumps(found))

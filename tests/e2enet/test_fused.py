@@ -48,8 +48,14 @@ def test_gradients_of_norm_and_activation(found):
 @pytest.mark.slow
 def test_gradients_of_networks(found):
     assert set(found["trained"]) == {"sparse", "blocks", "no shift"}
-    for used, difference in found["trained"].values():
-        assert used == ["gradients", "write"] and difference < 1e-5
+    for name, (used, difference) in found["trained"].items():
+        assert used == ["Pending.gradients", "Pending.write"] + ["grouped.gradients"] * (name == "blocks")
+        assert difference < 1e-5
+
+
+@pytest.mark.slow
+def test_blocks_of_connections_are_the_dense_convolution_that_is_zero_elsewhere(found):
+    assert found["blocks"]["torch.float32"] < 1e-5 and found["blocks"]["torch.float16"] < 1e-3
 
 
 def test_it_is_asked_for_and_blocks_give_what_is_pending_in_prediction_alone(monkeypatch):

@@ -1,0 +1,79 @@
+"""FLOPs and bytes of the convolutions with blocks of connections, in three ways of computing them.
+
+    python benchmarks/block_layers.py --out benchmarks/results/block_layers.json
+
+Counted, not measured: a forward pass of the paper's network with `connection_block=16` at 2x128^3 in float16, by width
+and resolution. "dense": as the masked convolution of single kernels, which computes all. "gathered": concatenation with
+shift, gather, convolution in groups, by torch. "in place": `nnunet_ext/e2enet/grouped.py`, which computes inputs in
+sixteens (executed). Bytes are those of feature maps read and written once an operation; caches are taken to hold what
+neighbouring voxels of a tile have in common. GFLOPs and GB are 1e9, FLOPs two per multiply-add.
+"""
+
+import argparse
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import torch
+from gpu import CUBE, e2enet, supervised
+
+from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
+from nnunet_ext.files import write_json
+
+BATCH, BYTES, SIXTEEN = 2, 2, 16
+
+
+def figures(conv, voxels):
+    """GFLOPs and GB of one layer over so many voxels of the batch."""
+    groups, block, fan_in = conv.values.shape[:3]
+    taps, c_in, c_out = math.prod(conv.kernel_size), conv.in_channels, conv.out_channels
+    read = groups * fan_in
+    padded = -(-fan_in // SIXTEEN) * SIXTEEN
+    gflops, gigabytes = 2 * taps * voxels / 1e9, BYTES * voxels / 1e9
+    return {
+        "dense GFLOPs": c_in * c_out * gflops,
+        "gathered GFLOPs": read * block * gflops,
+        "in place GFLOPs": groups * padded * block * gflops,
+        "dense GB": (2 * c_in + c_in + c_out) * gigabytes,
+        "gathered GB": (2 * c_in + 2 * read + read + c_out) * gigabytes,
+        "in place GB": (read + c_out) * gigabytes,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for sparsity in (0.8, 0.9):
+        with torch.device("meta"):
+            network, x = e2enet(CUBE, connection_block=16, sparsity=sparsity), torch.empty(BATCH, 1, *CUBE)
+        found, layers = {}, Counter()
+
+        def count(conv, inputs, output):
+            size = tuple(output.shape[2:])
+            key = (conv.in_channels, conv.out_channels, size)
+            found[key] = figures(conv, BATCH * math.prod(size)) | {"inputs of a group": conv.values.shape[2]}  # noqa: B023
+            layers[key] += 1  # noqa: B023
+
+        for module in network.modules():
+            if isinstance(module, SharedInputConv3d):
+                module.register_forward_hook(partial(count))
+        supervised(network.eval(), False)
+        with torch.no_grad():
+            network(x)
+        for key in sorted(found, key=lambda key: (-math.prod(key[2]), -key[0])):
+            row = {"sparsity": sparsity, "layer": key[:2], "size": key[2], "layers": layers[key], **found[key]}
+            rows.append(row)
+            values = " ".join(f"{name} {value:.2f}" for name, value in found[key].items())
+            print(f"S={sparsity} {key[0]}->{key[1]} {key[2][0]}^3 x{layers[key]}: {values}")
+        total = {n: sum(found[k][n] * layers[k] for k in found) for n in next(iter(found.values())) if n[-2:] != "up"}
+        rows.append({"sparsity": sparsity, "layer": "all", **total})
+        print(f"S={sparsity} all:", " ".join(f"{name} {value:.1f}" for name, value in total.items()))
+    if args.out:
+        write_json(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
