@@ -220,7 +220,8 @@ class ExtTrainer(ResumableTrainer):
         """nnU-Net's; without `mirroring` as its `nnUNetTrainerNoMirroring`."""
         rotation, dummy_2d, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.options.mirroring:
-            axes = self.inference_allowed_mirroring_axes = None
+            axes = None
+            self.inference_allowed_mirroring_axes: Any = None
         return rotation, dummy_2d, size, axes
 
     # reports
