@@ -46,7 +46,7 @@ class DemoOfAll:
         for demo in self.demos:
             title = demo.method.title
             self.stages.run(f"{title}: plan", ["nnUNetv2_plan_experiment", "-d", number, "-pl", demo.method.planner])
-            settings = demo.shorten(epochs, f"{title}: shorten")
+            settings = demo.shorten(epochs, f"{title}: shorten", mirroring=True)  # as nnU-Net's short trainers
             demo.train(settings["num_epochs"], f"{title}: train")
             models[title] = demo.model
             steps = settings["num_epochs"] * settings["num_iterations_per_epoch"]

@@ -112,7 +112,9 @@ class Demo:
         command = ["nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", self.method.planner, "-c", CONFIGURATION]
         self.stages.run("Plan and preprocess", [*command, *processes_words()])
 
-    def shorten(self, epochs: int | None, title: str = "Shorten the training") -> dict[str, Any]:
+    def shorten(
+        self, epochs: int | None, title: str = "Shorten the training", mirroring: bool = False
+    ) -> dict[str, Any]:
         """Writes the demo's plans, with a short schedule and, on a CPU, a narrow network. Returns what it set."""
         from nnunet_ext.planning.derive import derive_plans
         from nnunet_ext.planning.plans_files import read_dataset_json, read_plans, write_plans
@@ -124,7 +126,10 @@ class Demo:
                     f"nnU-Net planned no {CONFIGURATION} for {self.name}; the demo needs 3D images."
                 )
             planned = plans["configurations"][CONFIGURATION]
-            settings = demo_settings(self.method, self.device, planned, phantoms=self.source is None, epochs=epochs)
+            phantoms = self.source is None
+            settings = demo_settings(
+                self.method, self.device, planned, phantoms=phantoms, epochs=epochs, mirroring=mirroring
+            )
             self.stages.show(plan_command(self.number, self.method, self.plans_name, settings))
             demo_plans = derive_plans(
                 plans,

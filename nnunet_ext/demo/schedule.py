@@ -13,7 +13,7 @@ from nnunet_ext.planning.patches import smaller_patch
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cpu": {
         "batch_size": 2,
-        "num_epochs": 8,
+        "num_epochs": 6,
         "num_iterations_per_epoch": 34,
         "num_val_iterations_per_epoch": 2,
         "patch_voxels": 32 * 48 * 48,
@@ -26,7 +26,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "patch_voxels": 96**3,
     },
 }
-REAL_DATA_FACTOR = 2  # more epochs, for real images
+REAL_DATA_FACTOR = 2.7  # more epochs, for real images
 STOCK_EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000)  # for which nnU-Net has trainers, of 250 iterations each
 STOCK_WIDTH = {"cpu": 8, "cuda": 32}  # of the U-Net's first level
 
@@ -55,7 +55,13 @@ def augmentation_processes(device: str) -> int:
 
 
 def demo_settings(
-    method: Method, device: str, configuration: Mapping[str, Any], *, phantoms: bool = True, epochs: int | None = None
+    method: Method,
+    device: str,
+    configuration: Mapping[str, Any],
+    *,
+    phantoms: bool = True,
+    epochs: int | None = None,
+    mirroring: bool = False,
 ) -> dict[str, Any]:
     """The settings for `derive_plans` that make the planned training short.
 
@@ -63,17 +69,18 @@ def demo_settings(
         method: adds settings of its own.
         device: "cuda" gets the larger schedule.
         configuration: as planned; its patch is only ever made smaller.
-        phantoms: real images get `REAL_DATA_FACTOR` times the epochs, no mirroring, and what the method adds for them.
+        phantoms: real images get `REAL_DATA_FACTOR` times the epochs, and what the method adds for them.
         epochs: instead of the schedule's.
+        mirroring: as nnU-Net has it; so short a training can hardly learn both sides of a body in each place.
     """
     kind = "cuda" if device == "cuda" else "cpu"
     schedule = dict(SCHEDULES[kind])
     if not phantoms:
         schedule["num_epochs"] = round(REAL_DATA_FACTOR * schedule["num_epochs"])
-        schedule["mirroring"] = False  # so short a training cannot learn both sides of a body in each place
     if epochs is not None:
         schedule["num_epochs"] = epochs
     steps = schedule["num_epochs"] * schedule["num_iterations_per_epoch"]
+    schedule["mirroring"] = mirroring
     schedule |= method.demo_settings()(kind, not phantoms, steps)
     strides = configuration["architecture"]["arch_kwargs"]["strides"]
     schedule["patch_size"] = smaller_patch(configuration["patch_size"], strides, schedule.pop("patch_voxels"))

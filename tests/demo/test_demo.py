@@ -224,7 +224,7 @@ def test_the_topology_moves_a_handful_of_times():
             assert epochs is None or settings["num_epochs"] == epochs
 
 
-def test_real_images_get_more_epochs_unless_told_and_a_wider_network_and_no_mirroring():
+def test_real_images_get_more_epochs_unless_told_and_a_wider_network():
     phantoms, real, told = (
         demo_settings(METHODS["e2enet"], "cpu", planned([32, 64, 64]), **kwargs)
         for kwargs in ({}, {"phantoms": False}, {"phantoms": False, "epochs": 3})
@@ -232,7 +232,14 @@ def test_real_images_get_more_epochs_unless_told_and_a_wider_network_and_no_mirr
     assert real["num_epochs"] > phantoms["num_epochs"]
     assert told["num_epochs"] == 3
     assert real["base_features"] > phantoms["base_features"]
-    assert real.keys() - phantoms.keys() == {"mirroring"} and real["mirroring"] is False
+    assert real.keys() == phantoms.keys()
+
+
+def test_the_demo_of_all_mirrors_as_nnunets_trainers_do():
+    alone, beside = (
+        demo_settings(METHODS["e2enet"], "cpu", planned([32, 64, 64]), **kwargs) for kwargs in ({}, {"mirroring": True})
+    )
+    assert (alone["mirroring"], beside["mirroring"]) == (False, True)
 
 
 def test_the_shown_plan_command_says_the_same_as_the_settings():
@@ -356,7 +363,9 @@ def test_all_methods_are_trained_on_one_preprocessing_and_compared(tmp_path, mon
         plans = command[command.index("-p") + 1]
         folder = f"{trainer}__{plans}__3d_fullres"
         assert plans.endswith("_Demo") and command[-2:] == ["-device", "cpu"]
-        assert (tmp_path / "work" / "nnUNet_preprocessed" / "Dataset998_Phantoms" / f"{plans}.json").is_file()
+        written = tmp_path / "work" / "nnUNet_preprocessed" / "Dataset998_Phantoms" / f"{plans}.json"
+        options = json.loads(written.read_text())["configurations"]["3d_fullres"].get("nnunet_ext")
+        assert options is None or options["mirroring"], "nnU-Net's short trainers mirror"
         assert sum(word.endswith(folder) for word in commands[-1]) == 1  # compared
     note = commands[-1][commands[-1].index("--note") + 1]
     assert note == f"{CAUTION} nnU-Net's U-Net had 250 steps, the others 34 each."
