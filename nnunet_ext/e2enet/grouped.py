@@ -1,10 +1,9 @@
 """Convolutions with blocks of connections by Triton: an implicit matrix product that reads its channels where they lie.
 
-What torch does off the CPU is to concatenate, shift, gather and convolve in groups (`shared_inputs.py`), four passes
-over memory and a convolution in groups of few channels, for which cuDNN has no tensor cores to speak of. Here a program
-multiplies a tile of voxels by a group's kernels, tap by tap, and reads each voxel of each channel straight out of its
-source, shifted on the way. Products are of the sources' type, sums are float32. Without compile, and off, because it is
-not measured on a card yet: `nnUNet_ext_fused=1`, as `fused.py`.
+What torch does off the CPU is to concatenate, shift, gather and convolve in groups (`shared_inputs.py`), in as
+many passes over memory. Here a program multiplies a tile of voxels by a group's kernels, tap by tap, and reads each
+voxel of each channel straight out of its source, shifted on the way. Products are of the sources' type, sums are
+float32. Without compile, and off, because it is not measured on a card yet: `nnUNet_ext_fused=1`, as `fused.py`.
 """
 
 import functools
