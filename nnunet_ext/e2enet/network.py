@@ -53,7 +53,7 @@ class E2ENet(nn.Module):
         connection_block: 1 for the paper's connections, single kernels. Above, neighbouring outputs of a fusion
             convolution share their inputs, in blocks of this size or of the divisor of the width that is nearest (see
             `shared_inputs.py`): an option of ours, not of the paper.
-        fan_in_multiple: inputs of each block are rounded up to a multiple of this.
+        fan_in_multiple: inputs of each block are rounded to the nearest multiple of this.
 
     Any patch is accepted: it is padded with zeros at the end to a multiple of the strides, and the logits are cropped.
 

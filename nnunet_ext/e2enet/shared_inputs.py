@@ -35,8 +35,9 @@ def block_of(out_channels: int, connection_block: int) -> int:
 
 
 def fan_in_of(in_channels: int, density: float, multiple: int = 1) -> int:
-    """Inputs of a group: round(C_in * density), at least 1, rounded up to a multiple, and at most C_in."""
-    return min(in_channels, math.ceil(active_kernels(in_channels, density) / multiple) * multiple)
+    """Inputs of a group: round(C_in * density), then the nearest multiple, the larger of two; not 0, at most C_in."""
+    multiples = math.floor(active_kernels(in_channels, density) / multiple + 0.5)
+    return min(in_channels, max(1, multiples) * multiple)
 
 
 class SharedInputs(SparseConnections):

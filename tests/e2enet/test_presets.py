@@ -101,7 +101,7 @@ def test_presets_do_what_they_say():
     assert density("s90", first) == pytest.approx(0.1, abs=1e-3)
     assert density("amos-s70", first) == pytest.approx(0.2, abs=1e-3)
     assert density("amos-s70", up) == pytest.approx(0.3, abs=1e-3)
-    for preset, fan_in in (("s80_blocks", 19), ("s90_blocks", 10)):
+    for preset, fan_in in (("s80_blocks", 16), ("s90_blocks", 10)):
         blocks = network(preset)
         assert blocks.connection_block == 16
         assert blocks.fusion[0][0].convs[0].conv.values.shape == (3, 16, fan_in, 1, 3, 3)

@@ -58,10 +58,17 @@ def test_a_block_is_the_divisor_of_the_width_that_is_nearest_by_ratio(width, ask
 
 @pytest.mark.parametrize(
     ("channels", "density", "multiple", "fan_in"),
-    [(96, 0.2, 1, 19), (96, 1 - 0.8, 8, 24), (96, 0.2, 16, 32), (240, 0.2, 1, 48), (240, 0.2, 16, 48), (48, 0.1, 1, 5)]
-    + [(832, 0.2, 1, 166), (832, 0.2, 16, 176), (10, 0.9, 16, 10), (3, 0.01, 1, 1)],
+    [(96, 0.2, 1, 19), (96, 1 - 0.8, 8, 16), (96, 0.2, 16, 16), (240, 0.2, 1, 48), (240, 0.2, 16, 48), (48, 0.1, 1, 5)]
+    + [
+        (240, 0.1, 16, 32),
+        (48, 0.1, 16, 16),
+        (832, 0.2, 1, 166),
+        (832, 0.2, 16, 160),
+        (10, 0.9, 16, 10),
+        (3, 0.01, 1, 1),
+    ],
 )
-def test_the_fan_in_is_the_share_of_the_inputs_rounded_up_to_the_multiple_and_at_most_all(
+def test_the_fan_in_is_the_share_of_the_inputs_rounded_to_the_multiple_and_at_most_all(
     channels, density, multiple, fan_in
 ):
     assert fan_in_of(channels, density, multiple) == fan_in
