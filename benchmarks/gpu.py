@@ -535,6 +535,7 @@ def phantoms():
 
             with mock.patch.object(sys, "argv", ["", *"-d 998 -c 3d_fullres -np 1 -npfp 1".split()]):
                 plan_and_preprocess_entry()
+            os.environ["nnUNet_n_proc_DA"] = "0"  # which planning does not take
             yield 998
 
 
