@@ -11,8 +11,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "s90": {"sparsity": 0.9},
     # The published AMOS figures at S = 0.7 fit only with density 0.2 in the fusion convolutions with 48 outputs.
     "amos-s70": {"sparsity": 0.7, "density_overrides": {"48": 0.2}},
-    # Not of the papers: 16 neighbouring outputs share their inputs. At the first level S = 0.8 would be 19 inputs, which
-    # processors compute in sixteens.
+    # Not of the papers: 16 neighbouring outputs share their inputs. Processors compute these in sixteens: at the first
+    # level 16 instead of 19.
     "s80_blocks": {"sparsity": 0.8, "connection_block": 16, "fan_in_multiple": 16},
     "s90_blocks": {"sparsity": 0.9, "connection_block": 16},
     "dense": {"sparsity": None},
