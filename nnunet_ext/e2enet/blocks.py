@@ -78,7 +78,8 @@ class ConvBlock(nn.Module):
             z = rebuilding_convolution(self.conv, sources, through, self.shifts, self.shift_axis)
             return norm_and_activation(z, self.norm, self.act.negative_slope)
         if fuses(sources[0]) and can_rebuild(self.conv, self.norm, self.act):
-            return Pending.of(self._of_pending(sources, through), self.norm, self.act.negative_slope)
+            z, norm = self._of_pending(sources, through), self.norm
+            return Pending.of(z, norm.weight, norm.bias, norm.eps, self.act.negative_slope)[0]
         tensors = [written(source) for source in sources]
 
         def parts(*sources: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_ext.e2enet.depth_shift import copy_shifted, segments, shifted_concat
 from nnunet_ext.errors import ConfigurationError
@@ -32,10 +32,11 @@ class Pending:
         self.shape = z.shape
 
     @classmethod
-    def of(cls, z: Tensor, norm: nn.InstanceNorm3d, slope: float) -> "Pending":
-        """Of a convolution's output and the norm that follows."""
-        mean, rstd = statistics(z, norm.eps)
-        return cls(z, mean, rstd * norm.weight.repeat(len(z)).float(), norm.bias.repeat(len(z)).float(), slope)
+    def of(cls, z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple["Pending", Tensor]:
+        """Of a convolution's output and the norm that follows; and the reciprocal deviations `[B C]`."""
+        mean, rstd = _statistics(z, eps)
+        weight, bias = (parameter.repeat(len(z)).float() for parameter in (weight, bias))
+        return cls(z, mean, rstd * weight, bias, slope), rstd
 
     @functools.cached_property
     def written(self) -> Tensor:
@@ -71,7 +72,7 @@ class Pending:
         return of_z, of_centred * rstd, of_bias
 
 
-def statistics(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _statistics(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal deviation of each sample's channels `[B C]`, in float32."""
     rows = z.reshape(1, -1, *z.shape[2:])
     if z.is_cuda:

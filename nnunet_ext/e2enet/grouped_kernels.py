@@ -31,12 +31,33 @@ def _moved(v, tap, shift, sign, axis, D, H, W, KH: tl.constexpr, KW: tl.constexp
 
 
 @triton.jit
-def _read(x0, x1, x2, c0, c1, c2, sample, source, channel, place, volume, inside):  # type: ignore[no-untyped-def]
-    """Values at `place` of the channels, whichever source they are of; 0 outside."""
+def _inputs(  # type: ignore[no-untyped-def]
+    x0, x1, x2, c0, c1, c2, sample, v, tap, there, source, channel, shift, axis, D, H, W,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+):  # fmt: skip
+    """What slots read for voxels `v` and a tap, `[voxels, slots]`, 0 outside; where in their channels; if inside."""
+    volume = D * H * W
+    there, source, channel, shift = there[None, :], source[None, :], channel[None, :], shift[None, :]
+    place, inside = _moved(v[:, None], tap, shift, 1, axis, D, H, W, KH, KW, KD)
+    inside = inside & (v < volume)[:, None] & there
     value = tl.load(x0 + (sample * c0 + channel) * volume + place, mask=inside & (source == 0), other=0.0)
     value += tl.load(x1 + (sample * c1 + channel) * volume + place, mask=inside & (source == 1), other=0.0)
     value += tl.load(x2 + (sample * c2 + channel) * volume + place, mask=inside & (source == 2), other=0.0)
-    return value
+    return value, place, inside
+
+
+@triton.jit
+def _weights(values, group, block, fan_in, o, k, tap, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`values` of outputs `o` and slots `k`, which broadcast, for a tap; 0 where there are none."""
+    at = ((group * block + o) * fan_in + k) * (KD * KH * KW) + tap
+    return tl.load(values + at, mask=(o < block) & (k < fan_in), other=0.0)
+
+
+@triton.jit
+def _outputs(grad, sample, groups, group, block, o, place, volume, inside):  # type: ignore[no-untyped-def]
+    """`grad` of outputs `o` at `place`, which broadcast; 0 where there are none or not inside."""
+    at = (sample * groups * block + group * block + o) * volume + place
+    return tl.load(grad + at, mask=inside & (o < block), other=0.0)
 
 
 @triton.jit
@@ -54,11 +75,10 @@ def convolution(  # type: ignore[no-untyped-def]
         k = start + tl.arange(0, SLOTS)
         there, source, channel, shift = _channels(inputs, table, group, fan_in, k)
         for tap in range(KD * KH * KW):
-            place, inside = _moved(v[:, None], tap, shift[None, :], 1, axis, D, H, W, KH, KW, KD)
-            inside = inside & (v < volume)[:, None] & there[None, :]
-            x = _read(x0, x1, x2, c0, c1, c2, sample, source[None, :], channel[None, :], place, volume, inside)
-            at = ((group * block + o[None, :]) * fan_in + k[:, None]) * (KD * KH * KW) + tap
-            weight = tl.load(values + at, mask=there[:, None] & (o < block)[None, :], other=0.0)
+            x, _, _ = _inputs(
+                x0, x1, x2, c0, c1, c2, sample, v, tap, there, source, channel, shift, axis, D, H, W, KD, KH, KW
+            )
+            weight = _weights(values, group, block, fan_in, o[None, :], k[:, None], tap, KD, KH, KW)
             sums = tl.dot(x, weight, sums, input_precision="ieee")
     sums += tl.load(bias + group * block + o, mask=o < block, other=0.0).to(tl.float32)[None, :]
     to = (sample * groups * block + group * block + o[None, :]) * volume + v[:, None]
@@ -81,17 +101,17 @@ def add_gradient_of_sources(  # type: ignore[no-untyped-def]
     for tap in range(KD * KH * KW):
         # Of concatenated voxels, which slots have in common before they are shifted.
         place, inside = _moved(v, tap, 0, -1, axis, D, H, W, KH, KW, KD)
-        from_ = (sample * groups * block + group * block + o[None, :]) * volume + place[:, None]
-        g = tl.load(grad + from_, mask=(inside & (v < volume))[:, None] & (o < block)[None, :], other=0.0)
-        at = ((group * block + o[:, None]) * fan_in + k[None, :]) * (KD * KH * KW) + tap
-        weight = tl.load(values + at, mask=there[None, :] & (o < block)[:, None], other=0.0)
+        seen = (inside & (v < volume))[:, None]
+        g = _outputs(grad, sample, groups, group, block, o[None, :], place[:, None], volume, seen)
+        weight = _weights(values, group, block, fan_in, o[:, None], k[None, :], tap, KD, KH, KW)
         sums = tl.dot(g, weight, sums, input_precision="ieee")
     # Concatenated voxel v is voxel v - shift of the source.
-    place, inside = _moved(v[:, None], KD * KH * KW // 2, shift[None, :], 1, axis, D, H, W, KH, KW, KD)
-    inside = inside & (v < volume)[:, None] & there[None, :]
+    middle = KD * KH * KW // 2
+    before, place, inside = _inputs(
+        x0, x1, x2, c0, c1, c2, sample, v, middle, there, source, channel, shift, axis, D, H, W, KD, KH, KW
+    )
     source, channel = source[None, :], channel[None, :]
-    sums += _read(x0, x1, x2, c0, c1, c2, sample, source, channel, place, volume, inside).to(tl.float32)
-    value = sums.to(x0.dtype.element_ty)
+    value = (sums + before.to(tl.float32)).to(x0.dtype.element_ty)
     tl.store(x0 + (sample * c0 + channel) * volume + place, value, mask=inside & (source == 0))
     tl.store(x1 + (sample * c1 + channel) * volume + place, value, mask=inside & (source == 1))
     tl.store(x2 + (sample * c2 + channel) * volume + place, value, mask=inside & (source == 2))
@@ -114,11 +134,10 @@ def gradient_of_values(  # type: ignore[no-untyped-def]
     sums = tl.zeros((OUTPUTS, SLOTS), tl.float32)
     for start in range(0, CHUNK, VOXELS):
         v = part % chunks * CHUNK + start + tl.arange(0, VOXELS)
-        place, inside = _moved(v[:, None], tap, shift[None, :], 1, axis, D, H, W, KH, KW, KD)
-        inside = inside & (v < volume)[:, None] & there[None, :]
-        x = _read(x0, x1, x2, c0, c1, c2, sample, source[None, :], channel[None, :], place, volume, inside)
-        from_ = (sample * groups * block + group * block + o[:, None]) * volume + v[None, :]
-        g = tl.load(grad + from_, mask=(v < volume)[None, :] & (o < block)[:, None], other=0.0)
+        x, _, _ = _inputs(
+            x0, x1, x2, c0, c1, c2, sample, v, tap, there, source, channel, shift, axis, D, H, W, KD, KH, KW
+        )
+        g = _outputs(grad, sample, groups, group, block, o[:, None], v[None, :], volume, (v < volume)[None, :])
         sums = tl.dot(g, x, sums, input_precision="ieee")
     at = ((part.to(tl.int64) * groups + group) * block + o[:, None]) * fan_in + k[None, :]
     tl.store(out + at * (KD * KH * KW) + tap, sums, mask=(o < block)[:, None] & there[None, :])

@@ -22,8 +22,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.nn.modules import module as torch_modules
 
+from nnunet_ext.e2enet import grouped
 from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
-from nnunet_ext.e2enet.fused import Pending, by_triton, concatenate, statistics, written
+from nnunet_ext.e2enet.fused import Pending, by_triton, concatenate, written
 from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d, SparseConnections
 from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
 from nnunet_ext.layers.convolutions import convolution_gradients
@@ -77,12 +78,12 @@ class _NormAndActivation(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Any:
         ctx.fused = by_triton(z)
         if ctx.fused:
-            mean, rstd = statistics(z, eps)
-            weight, bias = weight.repeat(len(z)).float(), bias.repeat(len(z)).float()
-            scale, ctx.slope = rstd * weight, slope
-            ctx.save_for_backward(z, mean, rstd, scale, bias)
-            ctx.mark_non_differentiable(mean, scale, bias)
-            return Pending(z, mean, scale, bias, slope).written, mean, scale, bias
+            pending, rstd = Pending.of(z, weight, bias, eps, slope)
+            known = pending.mean, pending.scale, pending.bias
+            ctx.save_for_backward(z, rstd, *known)
+            ctx.slope = slope
+            ctx.mark_non_differentiable(*known)
+            return pending.written, *known
         # As torch.instance_norm: a batch norm of one sample, in which each sample's channels are channels.
         rows, weight, bias = z.reshape(1, -1, *z.shape[2:]), weight.repeat(len(z)), bias.repeat(len(z))
         y, mean, rstd, reserve, kind = torch.ops.aten._batch_norm_impl_index(
@@ -99,7 +100,7 @@ class _NormAndActivation(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: None) -> Any:
         if ctx.fused:
-            z, mean, rstd, scale, bias = ctx.saved_tensors
+            z, rstd, mean, scale, bias = ctx.saved_tensors
             gz, *sums = Pending(z, mean, scale, bias, ctx.slope).gradients(grad, rstd)
             return gz, *(g.view(len(z), -1).sum(0) for g in sums), None, None
         z, weight, bias, mean, rstd, scale, reserve = ctx.saved_tensors
@@ -159,11 +160,17 @@ class _Reading:
         return [b for module in (conv, *self.through) if module is not None for b in module.buffers()]
 
     def gradients(
-        self, conv: Any, grad: Tensor, parts: list[Any], stored: Tensor, wanted: Sequence[bool]
+        self, conv: Any, grad: Tensor, parts: list[Any], stored: Tensor, wanted: Sequence[bool], fused: bool
     ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
-        """Of the parts, which this takes out of their list, of what is `stored` of the weight, and of the bias."""
+        """Of the parts, which this takes out of their list, of what is `stored` of the weight, and of the bias.
+
+        `fused`: as the forward pass was, whatever is asked for now.
+        """
         if isinstance(conv, SharedInputConv3d):
-            return conv.gradients(grad, [written(part) for part in parts], self.shifts, stored, wanted)
+            parts = [written(part) for part in parts]
+            if fused and grouped.applies(conv, parts):
+                return grouped.gradients(conv, grad, parts, self.shifts, stored, wanted)
+            return conv.gradients(grad, parts, self.shifts, stored, wanted)
         channels = [part.shape[1] for part in parts]
         x = concatenate(parts, self.shifts, self.axis)
         parts.clear()
@@ -198,7 +205,12 @@ class _Convolution(torch.autograd.Function):
         branches = _branches(ctx, saved)
         flows_back = any(ctx.needs_input_grad[5:])
         parts, gw, gb = reading.gradients(
-            conv, grad, [branch.output() for branch in branches], stored, [flows_back, *ctx.needs_input_grad[3:5]]
+            conv,
+            grad,
+            [branch.output() for branch in branches],
+            stored,
+            [flows_back, *ctx.needs_input_grad[3:5]],
+            ctx.fused,
         )
         if parts is None:
             return None, None, None, gw, gb, *(None for _ in ctx.needs_input_grad[5:])
@@ -240,12 +252,12 @@ def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
         source: Any
         if slope is None:
             source = kept.pop(0).detach()
-        elif ctx.fused:
-            z, mean, scale, bias = kept[:4]
-            source = Pending(z, mean, scale, bias, slope)
         else:
-            source = F.leaky_relu_(_normalised(*kept[:4]), slope)
-        del kept[: 0 if slope is None else 4]
+            z, mean, scale, bias = (kept.pop(0) for _ in range(4))
+            if ctx.fused:
+                source = Pending(z, mean, scale, bias, slope)
+            else:
+                source = F.leaky_relu_(_normalised(z, mean, scale, bias), slope)
         own = {name: parameters.pop(0).detach().requires_grad_() for name in names}
         branches.append(_Branch(module, source, wants, own, ctx.autocast))
     return branches

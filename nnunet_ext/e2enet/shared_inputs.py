@@ -204,8 +204,6 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             sources: what `forward` read.
             values: in the place of the module's own.
         """
-        if by_triton(sources[0]) and grouped.applies(self, sources):
-            return grouped.gradients(self, gradient, sources, shifts, values, wanted)
         given, given_shifts = sources, list(shifts)
         sources, shifts = self._readable(sources, shifts)
         of_sources = [torch.zeros_like(source, dtype=gradient.dtype) for source in sources] if wanted[0] else None
