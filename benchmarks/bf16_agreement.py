@@ -5,11 +5,10 @@
 The first ten images are preprocessed once and predicted by nnU-Net's predictor on the CPU, without mirroring, in
 float32 and in 16 bits (`nnUNet_ext_packed=bf16` for E2ENet, and autocast for any network). Reported are the shares of
 voxels with equal labels, of all and of those that one of both calls foreground, and the norm of the logits' difference
-over the norm of the logits. The newest checkpoint of the fold is taken: final, best, or latest.
+over the norm of the logits. The fold's final checkpoint is taken, or the best, or the latest. Rows are appended.
 """
 
 import argparse
-import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,8 +17,10 @@ import torch
 from nnunetv2.inference.data_iterators import preprocessing_iterator_fromfiles
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_ext.demo.raw_dataset import channel_files
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH, release
+from nnunet_ext.files import read_json, write_json
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 
@@ -58,15 +59,13 @@ def main():
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = json.loads(args.out.read_text()) if args.out and args.out.is_file() else []
+    rows = read_json(args.out) if args.out and args.out.is_file() else []
     for model in args.models:
         name, _, folder = model.partition("=")
         predictor, checkpoint = predictor_of(Path(folder), args.fold)
         ours = isinstance(predictor.network, E2ENet)
-        ending = predictor.dataset_json["file_ending"]
-        channels = len(predictor.dataset_json["channel_names"])
-        files = sorted(map(str, args.images.glob(f"*_0000{ending}")))[: args.count]
-        cases = [[f.replace(f"_0000{ending}", f"_{c:04d}{ending}") for c in range(channels)] for f in files]
+        files = list(channel_files(args.images, predictor.dataset_json["file_ending"]).values())[: args.count]
+        cases = [[str(file) for file in channels] for channels in files]
         images = preprocessing_iterator_fromfiles(
             cases, None, None, predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager, 1
         )
@@ -92,7 +91,7 @@ def main():
             )  # fmt: skip
             print(rows[-1], flush=True)
         if args.out:
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+            write_json(args.out, rows)
 
 
 if __name__ == "__main__":

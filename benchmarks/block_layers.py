@@ -12,7 +12,6 @@ neighbouring voxels of a tile have in common. GFLOPs and GB are 1e9, FLOPs two p
 import argparse
 import math
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,34 +40,40 @@ def figures(conv, voxels):
     }
 
 
+def layers_of(sparsity):
+    """`(C_in, C_out, size)` -> how many such layers, inputs of a group, figures of one layer; largest maps first."""
+    with torch.device("meta"):
+        network, x = e2enet(CUBE, connection_block=16, sparsity=sparsity), torch.empty(BATCH, 1, *CUBE)
+    count, convs = Counter(), {}
+
+    def note(conv, inputs, output):
+        key = (conv.in_channels, conv.out_channels, tuple(output.shape[2:]))
+        count[key] += 1
+        convs[key] = conv
+
+    for module in network.modules():
+        if isinstance(module, SharedInputConv3d):
+            module.register_forward_hook(note)
+    supervised(network.eval(), False)
+    with torch.no_grad():
+        network(x)
+    keys = sorted(convs, key=lambda key: (-math.prod(key[2]), -key[0]))
+    return {k: (count[k], convs[k].values.shape[2], figures(convs[k], BATCH * math.prod(k[2]))) for k in keys}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = []
     for sparsity in (0.8, 0.9):
-        with torch.device("meta"):
-            network, x = e2enet(CUBE, connection_block=16, sparsity=sparsity), torch.empty(BATCH, 1, *CUBE)
-        found, layers = {}, Counter()
-
-        def count(conv, inputs, output):
-            size = tuple(output.shape[2:])
-            key = (conv.in_channels, conv.out_channels, size)
-            found[key] = figures(conv, BATCH * math.prod(size)) | {"inputs of a group": conv.values.shape[2]}  # noqa: B023
-            layers[key] += 1  # noqa: B023
-
-        for module in network.modules():
-            if isinstance(module, SharedInputConv3d):
-                module.register_forward_hook(partial(count))
-        supervised(network.eval(), False)
-        with torch.no_grad():
-            network(x)
-        for key in sorted(found, key=lambda key: (-math.prod(key[2]), -key[0])):
-            row = {"sparsity": sparsity, "layer": key[:2], "size": key[2], "layers": layers[key], **found[key]}
-            rows.append(row)
-            values = " ".join(f"{name} {value:.2f}" for name, value in found[key].items())
-            print(f"S={sparsity} {key[0]}->{key[1]} {key[2][0]}^3 x{layers[key]}: {values}")
-        total = {n: sum(found[k][n] * layers[k] for k in found) for n in next(iter(found.values())) if n[-2:] != "up"}
+        total = Counter()
+        for (c_in, c_out, size), (count, fan_in, of_one) in layers_of(sparsity).items():
+            about = {"sparsity": sparsity, "layer": (c_in, c_out), "size": size, "layers": count}
+            rows.append({**about, **of_one, "inputs of a group": fan_in})
+            values = " ".join(f"{name} {value:.2f}" for name, value in of_one.items())
+            print(f"S={sparsity} {c_in}->{c_out} {size[0]}^3 x{count}: {values}, {fan_in} inputs a group")
+            total.update({name: count * value for name, value in of_one.items()})
         rows.append({"sparsity": sparsity, "layer": "all", **total})
         print(f"S={sparsity} all:", " ".join(f"{name} {value:.1f}" for name, value in total.items()))
     if args.out:

@@ -154,7 +154,7 @@ class Cell(nn.Module):
         x: Tensor,
         rectified: Tensor | None,
         weights: Sequence[Weight] | Tensor,
-        affine: Callable[[Any, Weight], Affine] = affine,
+        of_norm: Callable[[Any, Weight], Affine] = affine,
     ) -> Tensor:
         """The edge's output `[B, C_out, *]`.
 
@@ -162,14 +162,14 @@ class Cell(nn.Module):
             x: `[B, C_in, *]`.
             rectified: its ReLU, which the edges that leave a node share; None where `reads_rectified` is False.
             weights: one per operation.
-            affine: gives scale and shift of a norm for the weight of its operation.
+            of_norm: gives scale and shift of a norm for the weight of its operation.
         """
         if self.resample is not None:
             x, rectified = self.resample(rectified if self.kind == "down" else x), None
-            before = affine(self.resample.norm, 1.0)
+            before = of_norm(self.resample.norm, 1.0)
             if len(self.names) == 1 and self.operations:
                 operation = cast(Operation, self.operations[self.names[0]])
-                return operation.normed_first(self.resample.norm, x, before, affine(operation.norm, weights[0]))
+                return operation.normed_first(self.resample.norm, x, before, of_norm(operation.norm, weights[0]))
             x = normed(self.resample.norm, x, *before)
         result: Tensor | None = None
         for name, weight in zip(self.names, weights, strict=True):
@@ -179,7 +179,7 @@ class Cell(nn.Module):
                 if rectified is None:
                     rectified = F.relu(x)
                 operation = cast(Operation, self.operations[name])
-                term = operation(rectified, affine(operation.norm, weight))
+                term = operation(rectified, of_norm(operation.norm, weight))
             result = term if result is None else result + term
         assert result is not None, "a cell without operation"
         return result

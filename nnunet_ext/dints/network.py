@@ -140,10 +140,10 @@ class _DiNTS(nn.Module):
             return affine
         return StackedAffine([[norm for norm, _ in group] for group in self._norms()], batch, weights)
 
-    def _run(self, image: Tensor, weights: CellWeights, of_norms: Tensor | None = None) -> Tensor:
-        """`image [B, C, *patch]` -> logits `[B, K, *patch]`; `of_norms`: the weights in the order of `_norms`."""
+    def _run(self, image: Tensor, weights: CellWeights, weights_of_norms: Tensor | None = None) -> Tensor:
+        """`image [B, C, *patch]` -> logits `[B, K, *patch]`; `weights_of_norms`: in the order of `_norms`."""
         size = image.shape[2:]
-        affine = self._affine(len(image), of_norms)
+        of_norm = self._affine(len(image), weights_of_norms)
         image = pad_to(image, self.structure.padded_size(size))
         nodes = {}
         for name, stem in self.stems.items():
@@ -152,7 +152,7 @@ class _DiNTS(nn.Module):
             if int(name) in self.structure.inputs:
                 nodes[int(name)] = fed
         for layer in range(self.structure.num_layers):
-            nodes = self._layer(layer, nodes, weights[layer], affine)
+            nodes = self._layer(layer, nodes, weights[layer], of_norm)
         return crop(self.head(nodes), size)
 
     def _layer(
@@ -160,7 +160,7 @@ class _DiNTS(nn.Module):
         layer: int,
         nodes: dict[int, Tensor],
         weights: Sequence[Sequence[Weight] | Tensor],
-        affine: Callable[[Any, Weight], Affine],
+        of_norm: Callable[[Any, Weight], Affine],
     ) -> dict[int, Tensor]:
         """The nodes of the next layer by scale; scales that nothing reaches are absent."""
         rectified: dict[int, Tensor] = {}
@@ -172,7 +172,7 @@ class _DiNTS(nn.Module):
             cell: Any = self.cells[f"{layer}_{edge}"]
             if cell.reads_rectified and source not in rectified:
                 rectified[source] = F.relu(nodes[source])
-            inputs = (nodes[source], rectified.get(source) if cell.reads_rectified else None, of_edge, affine)
+            inputs = (nodes[source], rectified.get(source) if cell.reads_rectified else None, of_edge, of_norm)
             if self.checkpoint_cells and torch.is_grad_enabled():
                 out = checkpoint(cell, *inputs, use_reentrant=False)
             else:
