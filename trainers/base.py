@@ -18,6 +18,7 @@ from nnunet_ext.discovery.compatibility import check_nnunet_version, versions
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.layers.compiling import fall_back_to_eager
+from nnunet_ext.layers.precision import has_bfloat16, train_in_bfloat16
 from nnunet_ext.layers.unwrap import unwrap
 from nnunet_ext.methods import method_of, method_of_trainer
 from nnunet_ext.planning.options import PLANS_KEY, TrainingOptions, architecture_options, dotted_path, refuse_unknown
@@ -190,7 +191,17 @@ class ExtTrainer(ResumableTrainer):
             for module in compiled:
                 if isinstance(module, OptimizedModule):
                     fall_back_to_eager(module, self.print_to_log_file)
+        if self.options.train_bfloat16 and self.device.type == "cpu":
+            if has_bfloat16():
+                for part in self.trained_parts():
+                    train_in_bfloat16(unwrap(part))
+            else:
+                self.print_to_log_file("This CPU has no bfloat16 instructions: training is in float32.")
         self.on_initialized()
+
+    def trained_parts(self) -> list[nn.Module]:
+        """method: the modules that training steps call."""
+        return [self.net]
 
     def _do_i_compile(self) -> bool:
         return not self.why_not_compiled() and super()._do_i_compile()

@@ -75,6 +75,10 @@ class MedDANetTrainer(ExtTrainer):
         """The candidates."""
         return self.net.compile_candidates()
 
+    def trained_parts(self) -> list[nn.Module]:
+        """Candidates and decision network, which learn apart."""
+        return [*self.net.candidates, self.net.decision]
+
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's, but 3D patches are rotated within slices only, and prediction mirrors only in them.
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -18,6 +20,23 @@ def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 (avx512_bf16 or AMX); elsewhere torch converts back and forth."""
     asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(ask() for ask in asked if ask is not None)
+
+
+def train_in_bfloat16(module: nn.Module) -> None:
+    """From now on passes of the module in training mode on a CPU are in bfloat16 autocast; outputs are float32.
+
+    The loss is thereby in float32, as softmax and sums are under CUDA's autocast. In eval mode nothing changes.
+    """
+    module.forward = MethodType(_forward_in_bfloat16, module)  # a method, so that a copy of the module calls itself
+
+
+def _forward_in_bfloat16(module: nn.Module, x: Tensor, *more: Any, **named: Any) -> Any:
+    forward = type(module).forward
+    if not module.training or x.device.type != "cpu":
+        return forward(module, x, *more, **named)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = forward(module, x, *more, **named)
+    return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
 
 def autocast_of(device: torch.device) -> AbstractContextManager:

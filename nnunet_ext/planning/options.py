@@ -31,6 +31,7 @@ class TrainingOptions:
     initial_lr: float = option(0.01, "learning rate of the first epoch", low=1e-12)
     weight_decay: float = option(3e-5, "weight decay of the optimizer", low=0)
     mirroring: bool = option(True, "mirror patches in training and prediction; false for sides that differ")
+    train_bfloat16: bool = option(False, "training steps in bfloat16 autocast on CPUs that have it")
     save_every: int = option(50, "epochs between two checkpoint_latest.pth", low=1)
     seed: int = option(0, "seed of weights and topology; fold f uses seed + f", low=0, high=2**31)
 

@@ -1,0 +1,91 @@
+"""The results in `benchmarks/accuracy/results`: unchanged, and what is said of them follows from Dice by case."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from nnunet_ext.files import read_json, sha256_of
+
+ROOT = Path(__file__).parents[1]
+ACCURACY = ROOT / "benchmarks" / "accuracy"
+STUDIES = {study: yaml.safe_load(study.read_text(encoding="utf-8")) for study in sorted(ACCURACY.glob("*.yaml"))}
+FOLDERS = {
+    study: folder for study, content in STUDIES.items()
+    for folder in (ACCURACY / "results").glob(f"Dataset{content['dataset']:03d}_*")
+}  # fmt: skip
+with_results = pytest.mark.parametrize("study", FOLDERS, ids=lambda study: study.stem)
+
+
+def means(folder):
+    """Row -> fold and case -> mean over the classes."""
+    dice = {}
+    with (folder / "cases.csv").open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            dice.setdefault(line["row"], {}).setdefault((line["fold"], line["case"]), []).append(float(line["dice"]))
+    return {row: {case: np.mean(values) for case, values in cases.items()} for row, cases in dice.items()}
+
+
+@with_results
+def test_the_manifest(study):
+    manifest = read_json(FOLDERS[study] / "manifest.json")
+    assert {path.name for path in FOLDERS[study].iterdir()} == {*manifest, "manifest.json"}
+    assert manifest == {name: sha256_of(FOLDERS[study] / name) for name in manifest}
+
+
+@with_results
+def test_every_row_has_every_case_and_missing_rows_are_named(study):
+    folder, content = FOLDERS[study], STUDIES[study]
+    reached, rows = means(folder), read_json(folder / "rows.json")
+    assert set(reached) == set(rows) and len({frozenset(cases) for cases in reached.values()}) == 1
+    missing = [entry["name"] for entry in content["methods"] if entry["name"] not in rows]
+    assert read_json(folder / "summary.json")["missing"] == missing
+    for entry in content["methods"]:
+        if entry["name"] in rows:
+            assert rows[entry["name"]]["entry"] == entry, "a row that was run is not described anew"
+
+
+@with_results
+def test_the_summary_follows_from_the_cases(study):
+    folder = FOLDERS[study]
+    reached, summary = means(folder), read_json(folder / "summary.json")
+    baseline = reached[summary["baseline"]]
+    tests = {}
+    for row, cases in reached.items():
+        said = summary["reached"][row]["mean over classes"]
+        assert said["mean"] == pytest.approx(np.mean(list(cases.values())), abs=1e-12)
+        assert f"| `{row}` |" in (folder / "table.md").read_text(encoding="utf-8")
+        if row != summary["baseline"]:
+            differences = np.array([cases[case] - baseline[case] for case in cases])
+            against = summary["against_baseline"][row]["mean over classes"]
+            assert against["difference"] == pytest.approx(differences.mean(), abs=1e-12)
+            assert against["low"] < differences.mean() < against["high"]
+            assert against["p"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-6)
+            tests[row] = against
+    for rank, row in enumerate(sorted(tests, key=lambda row: tests[row]["p"])):  # Holm: at least p times the tests left
+        assert tests[row]["p_holm"] >= min(1, tests[row]["p"] * (len(tests) - rank)) - 1e-12
+
+
+@with_results
+def test_collecting_again_gives_the_same_files(study, tmp_path):
+    folder = FOLDERS[study]
+    shutil.copytree(folder, tmp_path / folder.name)
+    for name in ("summary.json", "table.md", "manifest.json"):
+        (tmp_path / folder.name / name).unlink()
+    words = [sys.executable, ACCURACY / "collect.py", study, "--out", tmp_path, "--again"]
+    subprocess.run(words, check=True, capture_output=True, cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / folder.name).iterdir()
+    }
+
+
+@with_results
+def test_the_table_stands_in_the_docs(study):
+    table = (FOLDERS[study] / "table.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
