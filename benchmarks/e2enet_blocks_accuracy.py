@@ -5,15 +5,17 @@
 
 DATASET must be planned with E2ENetPlanner and nnU-Net's planner, and preprocessed for 3d_fullres, and nnU-Net's folders
 set. Each training is short and narrow enough for one core of a CPU: 500 steps of batch 2 at two thirds of the width, 20
-updates of the topology. nnU-Net validates it on the fold's cases, with mirroring. nnU-Net's U-Net has its own plans and
-width, the same batch, steps and schedule, and no fixed seed.
+updates of the topology, training passes in bfloat16 autocast. nnU-Net validates it on the fold's cases, in float32 and
+with mirroring. nnU-Net's U-Net has its own plans and width, the same batch, steps and autocast, and no fixed seed.
 
 The Dice of each case and label is appended to the file as soon as a training ends; trainings that the file has are not
-made again, so that it grows over as many days as it takes. The most telling ones come first. `--summary` prints means,
-and differences paired by fold, seed and case with a bootstrap interval over cases.
+made again, so that it grows over as many days as it takes, and several processes can share the work (`--share 0 2`
+and `--share 1 2`). The most telling ones come first. `--summary` prints means, and differences paired by fold, seed and
+case with a bootstrap interval over cases.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import tempfile
@@ -30,7 +32,7 @@ CONFIGURATION = "3d_fullres"
 EPOCHS, STEPS = 10, 50
 COMMON = {
     "base_features": 32, "batch_size": 2, "num_epochs": EPOCHS, "num_iterations_per_epoch": STEPS,
-    "num_val_iterations_per_epoch": 5, "save_every": 1, "update_every": 25,
+    "num_val_iterations_per_epoch": 5, "save_every": 1, "update_every": 25, "train_bfloat16": True,
 }  # fmt: skip
 REFERENCE = "single kernels, S=0.8"
 VARIANTS = {  # the order in which they are trained
@@ -42,14 +44,19 @@ VARIANTS = {  # the order in which they are trained
     "dense": {"sparsity": None},
     "blocks of 4, S=0.8": {"sparsity": 0.8, "connection_block": 4},
     "blocks of 32, S=0.8": {"sparsity": 0.8, "connection_block": 32},
+    "blocks of 4, S=0.9": {"sparsity": 0.9, "connection_block": 4},
+    "blocks of 32, S=0.9": {"sparsity": 0.9, "connection_block": 32},
 }
 SHORT = f"""from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ext.layers.precision import train_in_bfloat16
 
 
 class ShortTrainer(nnUNetTrainer):
     def initialize(self):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {EPOCHS}, {STEPS}, 5
         super().initialize()
+        train_in_bfloat16(self.network)
 """
 
 
@@ -68,7 +75,7 @@ def plan(dataset, preprocessed, name, settings, seed):
 def train(dataset, variant, fold, seed):
     """One training and its validation: Dice by case and label, seconds of the processor."""
     preprocessed = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{dataset:03d}_*"))
-    settings, name = VARIANTS[variant], "BlocksAccuracy"
+    settings, name = VARIANTS[variant], f"BlocksAccuracy{os.getpid()}"
     plan(dataset, preprocessed, name, settings, seed)
     trainer = "E2ENetTrainer" if settings is not None else "ShortTrainer"
     with tempfile.TemporaryDirectory() as place:
@@ -91,6 +98,21 @@ def train(dataset, variant, fold, seed):
             Path(case["reference_file"]).name: {k: v["Dice"] for k, v in case["metrics"].items()} for case in cases
         },
     }  # fmt: skip
+
+
+def keep(path, row):
+    """Adds a row to the file, which other processes add to as well; returns all rows."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    rows = [*read_rows(path), row]
+    write_json(path, {"settings": COMMON, "summary": summary(rows), "rows": rows})
+    os.close(folder)  # which gives the lock back
+    return rows
+
+
+def read_rows(path):
+    """The trainings that are done."""
+    return read_json(path)["rows"] if path.is_file() else []
 
 
 def summary(rows):
@@ -132,17 +154,18 @@ def main():
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which of how many processes this one is")
     parser.add_argument("--summary", action="store_true", help="print what there is, and train nothing")
     args = parser.parse_args()
-    rows = read_json(args.out)["rows"] if args.out.is_file() else []
+    rows = read_rows(args.out)
     wanted = [(v, fold, seed) for seed in range(args.seeds) for fold in args.folds for v in args.variants]
-    for variant, fold, seed in [] if args.summary else wanted:
+    part, parts = args.share
+    for variant, fold, seed in [] if args.summary else wanted[part::parts]:
         if any((row["variant"], row["fold"], row["seed"]) == (variant, fold, seed) for row in rows):
             continue
-        rows.append(train(args.dataset, variant, fold, seed))
+        rows = keep(args.out, train(args.dataset, variant, fold, seed))
         mean = np.mean([np.nanmean(list(labels.values())) for labels in rows[-1]["dice"].values()])
         print(time.strftime("%H:%M"), variant, fold, seed, f"{mean:.4f}", rows[-1]["cpu_seconds"], flush=True)
-        write_json(args.out, {"settings": COMMON, "summary": summary(rows), "rows": rows})
     print(json.dumps(summary(rows), indent=1))
 
 
