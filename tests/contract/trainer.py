@@ -188,8 +188,8 @@ class TrainerContract(OnRequest):
             saved = torch.load(workspace.root / "checkpoint_latest.pth", weights_only=False)
             assert (saved["inference_allowed_mirroring_axes"] is not None) == mirroring
 
-    def products(self, trainer, monkeypatch):
-        """Types of what linear layers and convolutions give in two steps and in a validation."""
+    def types_of_products(self, trainer):
+        """Whether the module trains -> types of what linear layers and convolutions give, from now on."""
         seen = {True: set(), False: set()}
 
         def note(module, inputs, output):
@@ -198,30 +198,35 @@ class TrainerContract(OnRequest):
         for module in trainer.network.modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
                 module.register_forward_hook(note)
-        outputs = []
-        loss = trainer.loss
+        return seen
+
+    def test_training_in_bfloat16_on_a_cpu(self, workspace, monkeypatch):
+        """Steps are, losses and predictions are not; copies of the network have their own weights."""
+        monkeypatch.setattr("nnunet_ext.trainers.base.has_bfloat16", lambda: True)
+        trainer = self.build(self.handmade(train_bfloat16=True, num_iterations_per_epoch=2))
+        trainer.initialize()
+        seen, loss, outputs = self.types_of_products(trainer), trainer.loss, []
         monkeypatch.setattr(trainer, "loss", lambda output, target: outputs.append(output) or loss(output, target))
         self.run_epoch(trainer)
-        first = [output[0] if isinstance(output, (list, tuple)) else output for output in outputs]
-        return seen, {output.dtype for output in first}
+        assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
+        assert {(output[0] if isinstance(output, list) else output).dtype for output in outputs} == {torch.float32}
+        copies = [deepcopy(part).train() for part in trainer.trained_parts()]
+        for parameter in trainer.network.parameters():
+            parameter.data.fill_(torch.nan)
+        data = self.batch(trainer, 0)["data"]
+        for copy in copies:
+            output = copy(data if len(copies) == 1 else trainer.net.fold(data))
+            assert (output[0] if isinstance(output, list) else output).isfinite().all()
 
-    @pytest.mark.parametrize("has", (True, False))
-    def test_training_in_bfloat16_on_a_cpu(self, workspace, monkeypatch, has):
-        """Steps are, losses and predictions are not; a CPU without the instructions trains as ever and says so."""
-        monkeypatch.setattr("nnunet_ext.trainers.base.has_bfloat16", lambda: has)
+    def test_training_in_bfloat16_without_its_instructions(self, workspace, monkeypatch):
+        monkeypatch.setattr("nnunet_ext.trainers.base.has_bfloat16", lambda: False)
         trainer = self.build(self.handmade(train_bfloat16=True))
         trainer.initialize()
-        seen, outputs = self.products(trainer, monkeypatch)
-        assert seen[True] == {torch.bfloat16 if has else torch.float32}
-        assert seen[False] == {torch.float32} and outputs == {torch.float32}
-        assert ("no bfloat16 instructions" in self.log_of(trainer)) == (not has)
-        copy = deepcopy(trainer.net).train()
-        for parameter in trainer.net.parameters():
-            parameter.data.fill_(torch.nan)  # a copy has its own weights
-        part = copy.candidates[0] if hasattr(copy, "candidates") else copy
-        data = self.batch(trainer, 0)["data"]
-        output = part(trainer.net.fold(data) if hasattr(copy, "candidates") else data)
-        assert torch.isfinite(output[0] if isinstance(output, (list, tuple)) else output).all()
+        assert "no bfloat16 instructions" in self.log_of(trainer)
+        seen = self.types_of_products(trainer)
+        trainer.trained_parts()[0].train()
+        trainer.network(self.batch(trainer, 0)["data"])
+        assert torch.bfloat16 not in seen[True] | seen[False]
 
     def test_a_training_on_a_cpu_keeps_the_memory_it_frees(self, workspace, monkeypatch):
         asked = []
