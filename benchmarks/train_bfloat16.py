@@ -41,6 +41,7 @@ def trainer_of(name, plans, dataset, bfloat16):
     if not stock:
         plans["configurations"][CONFIGURATION]["nnunet_ext"] |= {"train_bfloat16": bfloat16, **PLANS[name][1]}
     plans["configurations"][CONFIGURATION]["batch_size"] = 2
+    plans["continue_training"] = False  # which the command adds
     trainer_class = nnUNetTrainer if stock else getattr(import_module(TRAINERS[name]), name)
     trainer = trainer_class(plans, CONFIGURATION, 0, dataset, torch.device("cpu"))
     trainer.initialize()
