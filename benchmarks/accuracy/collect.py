@@ -25,6 +25,7 @@ from nnunet_ext.comparison.models import Model
 from nnunet_ext.comparison.statistics import MEAN, differences, distribution
 from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.files import read_json, sha256_of, write_json
+from nnunet_ext.layers.precision import has_bfloat16
 from nnunet_ext.report.model_folder import read_model_folder
 from nnunet_ext.studies.layout import Layout
 from nnunet_ext.studies.study import read_study
@@ -37,8 +38,7 @@ def processor():
     """Its name and what it has for half precision."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if platform.system() == "Linux" else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = facts.get("flags", "").split()
-    return {"name": facts.get("model name", platform.processor()), "bfloat16": "avx512_bf16" in flags}
+    return {"name": facts.get("model name", platform.processor()), "bfloat16": has_bfloat16()}
 
 
 def read_cases(path):
