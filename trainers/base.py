@@ -15,6 +15,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ext.costs.complexity import complexity_report, complexity_text
 from nnunet_ext.discovery.compatibility import check_nnunet_version, versions
+from nnunet_ext.discovery.devices import cpu_threads
 from nnunet_ext.errors import ConfigurationError, show_configuration_errors_as_text
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.layers.compiling import fall_back_to_eager
@@ -177,6 +178,7 @@ class ExtTrainer(ResumableTrainer):
         check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
         if self.device.type == "cpu":
             keep_freed_memory()
+            torch.set_num_threads(cpu_threads())
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from nnunet_ext.discovery.devices import cpus
 from nnunet_ext.errors import ConfigurationError
 
 Item = TypeVar("Item")
@@ -22,8 +23,7 @@ Result = TypeVar("Result")
 
 def default_processes() -> int:
     """As many as this process may use cores, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, cpus())
 
 
 def each(

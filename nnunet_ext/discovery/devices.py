@@ -42,5 +42,17 @@ def device_words(device: str | None = None) -> list[str]:
 
 
 def cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: not those of other jobs on a cluster, nor what a container is kept from."""
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
+def cpu_threads() -> int:
+    """Threads to compute with on a CPU: as OMP_NUM_THREADS says, else one for each of `cpus`.
+
+    nnU-Net's commands take one for each core of the machine, which wait for each other at every layer where the
+    process may use fewer or shares them with another.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
+    return min(int(asked), cpus()) if asked.isdigit() and int(asked) else cpus()

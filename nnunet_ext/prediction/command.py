@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_ext.dicom.extra import check_installed
 from nnunet_ext.dicom.series import Found
 from nnunet_ext.dicom.slices import holds_dicom
+from nnunet_ext.discovery.devices import cpu_threads
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import write_json
 
@@ -35,8 +36,7 @@ def predict(args: argparse.Namespace) -> int:
 
     folder = _model_folder(args)
     checkpoints = check_model(folder, folds, args.chk)
-    # nnU-Net sets them so: on a GPU more threads do not help
-    torch.set_num_threads(1 if args.device == "cuda" else os.cpu_count() or 1)
+    torch.set_num_threads(1 if args.device == "cuda" else cpu_threads())  # on a GPU more do not help
     torch.backends.cudnn.benchmark = args.device == "cuda"
     if args.device == "cpu":
         keep_freed_memory()

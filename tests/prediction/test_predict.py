@@ -1,11 +1,13 @@
 """`nnunet_ext predict` against nnU-Net's own predictor: the same files."""
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from prediction.models import LABELS, REGIONS, dataset_json, plans_of, predict_as_nnunet, write_images, write_model
 
 from nnunet_ext.cli.main import main
@@ -70,7 +72,9 @@ def test_without_mirroring_and_with_other_steps(tmp_path):
     model = write_model(tmp_path / "model", plans_of(), dataset_json())
     images = write_images(tmp_path / "images")
     expected = predict_as_nnunet(model, images, tmp_path / "stock", mirror=False, step=0.8)
+    torch.set_num_threads(3)
     assert run(model, images, tmp_path / "ours", "-f", 0, "--disable_tta", "-step_size", 0.8) == 0
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == 1, "what this process may have"
     assert_same(tmp_path / "ours", expected)
     mirrored = predict_as_nnunet(model, images, tmp_path / "mirrored", step=0.8)
     with pytest.raises(AssertionError):  # the arguments do make a difference
