@@ -3,12 +3,13 @@
     python benchmarks/accuracy/collect.py benchmarks/accuracy/hippocampus.yaml
     python benchmarks/accuracy/collect.py benchmarks/accuracy/hippocampus.yaml --again    # from cases.csv alone
 
-Takes the entries of the study that are validated in $nnUNet_results and adds them to `results/<data set>/`, where
-rows of earlier runs stay: trainings need not end on one day or one machine. A row that is there with other numbers is
-refused: it gets a name of its own, beside the old one.
+Takes the entries of the study that are validated in $nnUNet_results and adds them to `results/<data set>/<study>/`,
+where rows of earlier runs stay: trainings need not end on one day or one machine. A row that is there with other
+numbers is refused: it gets a name of its own, beside the old one.
 
-Files: `cases.csv` (row, fold, case, class, Dice), `rows.json` (entry of the study, SHA-256 of its plans, releases,
-processor, cost), `summary.json` and `table.md` (made from these two), `manifest.json` (SHA-256 sums of the others).
+Files: `cases.csv` (row, fold, case, class, Dice), `curves.csv` (row, fold, epoch, nnU-Net's losses and mean pseudo
+Dice), `rows.json` (entry of the study, SHA-256 of its plans, releases, processor, cost), `summary.json` and `table.md`
+(made from these), `manifest.json` (SHA-256 sums of the others).
 """
 
 import argparse
@@ -27,11 +28,17 @@ from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.files import read_json, sha256_of, write_json
 from nnunet_ext.layers.precision import has_bfloat16
 from nnunet_ext.report.model_folder import read_model_folder
+from nnunet_ext.report.training_log import read_logs
 from nnunet_ext.studies.layout import Layout
 from nnunet_ext.studies.study import read_study
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ["row", "fold", "case", "class", "dice"]
+CASES, CURVES = "cases.csv", "curves.csv"
+COLUMNS = {
+    CASES: ["row", "fold", "case", "class", "dice"],
+    CURVES: ["row", "fold", "epoch", "train_loss", "val_loss", "pseudo_dice"],
+}
+KEYS = {CASES: 4, CURVES: 3}  # columns that say what the others belong to
 
 
 def processor():
@@ -41,30 +48,36 @@ def processor():
     return {"name": facts.get("model name", platform.processor()), "bfloat16": has_bfloat16()}
 
 
-def read_cases(path):
-    """(row, fold, case, class) -> Dice as text, in the order of the file."""
+def read_lines(path):
+    """Columns that say what a line is of -> the others, as text, in the order of the file."""
     if not path.is_file():
         return {}
+    count = KEYS[path.name]
     with path.open(encoding="utf-8", newline="") as file:
-        return {tuple(line[column] for column in COLUMNS[:4]): line["dice"] for line in csv.DictReader(file)}
+        return {tuple(line[:count]): tuple(line[count:]) for line in list(csv.reader(file))[1:]}
 
 
-def write_cases(path, cases):
-    """The reverse of `read_cases`."""
+def write_lines(path, lines):
+    """The reverse of `read_lines`."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, *([*key, dice] for key, dice in cases.items())])
+        writer.writerows([COLUMNS[path.name], *([*key, *values] for key, values in lines.items())])
 
 
 def collected(layout, entry, known):
-    """Dice by case of one entry, in nnU-Net's precision, and what was run."""
+    """Dice by case of one entry in nnU-Net's precision, its curves, and what was run."""
     folder = read_model_folder(layout.model(entry))
     model = Model(entry.name, folder)
     cases = {
-        (entry.name, fold, name, structure): repr(float(dice))
+        (entry.name, fold, name, structure): (repr(float(dice)),)
         for fold, scores in model.scores.items()
         for name, score in scores.items()
         for structure, dice in score.dice.items()
+    }
+    curves = {
+        (entry.name, fold, str(epoch.number)): (f"{epoch.train_loss}", f"{epoch.val_loss}", f"{epoch.mean_dice:.4f}")
+        for fold in model.scores
+        for epoch in read_logs(folder.path / f"fold_{fold}")
     }
     costs = costs_of(model)
     facts = {
@@ -79,13 +92,13 @@ def collected(layout, entry, known):
         "releases": {**versions(), "python": platform.python_version()},
         "processor": processor(),
     }
-    return cases, facts
+    return cases, curves, facts
 
 
 def result_of(cases, row):
     """One row as the comparison's statistics take it: cases with their classes and the mean over these."""
     by_case = {}
-    for (name, fold, case, structure), dice in cases.items():
+    for (name, fold, case, structure), (dice,) in cases.items():
         if name == row:
             by_case.setdefault((fold, case), {})[structure] = float(dice)
     listed = []
@@ -142,7 +155,7 @@ def table(summary, rows):
 
 def write_derived(folder, names, baseline):
     """Summary, table and manifest, from what was collected."""
-    cases, rows = read_cases(folder / "cases.csv"), read_json(folder / "rows.json")
+    cases, rows = read_lines(folder / CASES), read_json(folder / "rows.json")
     names = [*names, *(name for name in rows if name not in names)]  # rows that a study no longer has stay
     summary = summarised(cases, names, baseline)
     write_json(folder / "summary.json", summary)
@@ -160,23 +173,25 @@ def main():
     content = yaml.safe_load(args.study.read_text(encoding="utf-8"))
     names = [entry["name"] for entry in content["methods"]]
     if args.again:
-        (folder,) = args.out.glob(f"Dataset{content['dataset']:03d}_*")
+        (folder,) = args.out.glob(f"Dataset{content['dataset']:03d}_*/{args.study.stem}")
         write_derived(folder, names, content["baseline"])
         return
     layout = Layout(read_study(args.study), args.study.parent, "cpu")
-    folder = args.out / layout.dataset
+    folder = args.out / layout.dataset / args.study.stem
     folder.mkdir(parents=True, exist_ok=True)
-    cases = read_cases(folder / "cases.csv")
+    cases, curves = read_lines(folder / CASES), read_lines(folder / CURVES)
     rows = read_json(folder / "rows.json") if (folder / "rows.json").is_file() else {}
     for entry, known in zip(layout.study.entries, content["methods"], strict=True):
         if not any(layout.summary(entry, fold).is_file() for fold in layout.study.folds):
             continue
-        new, facts = collected(layout, entry, known)
+        new, learnt, facts = collected(layout, entry, known)
         if other := [key for key, dice in new.items() if cases.get(key, dice) != dice]:
             raise SystemExit(f"{entry.name} is there with another Dice of {other[0]}: give the new row its own name.")
         cases |= new
+        curves |= learnt
         rows.setdefault(entry.name, facts)
-    write_cases(folder / "cases.csv", cases)
+    write_lines(folder / CASES, cases)
+    write_lines(folder / CURVES, curves)
     write_json(folder / "rows.json", rows)
     write_derived(folder, names, content["baseline"])
     print((folder / "table.md").read_text(encoding="utf-8"))

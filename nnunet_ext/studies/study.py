@@ -117,12 +117,15 @@ def read_study(path: Path) -> Study:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
+_MERGE = "tag:yaml.org,2002:merge"  # "<<: *other", which may be overridden
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without objects, in which a key that is given twice is an error and not the last one."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
     twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
     if twice:
         raise yaml.MarkedYAMLError(problem=f"the key '{twice[0]}' is given twice", problem_mark=node.start_mark)

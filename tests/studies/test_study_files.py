@@ -321,3 +321,19 @@ def test_paths_are_those_beside_the_study(tmp_path):
     (tmp_path / "vit.safetensors").touch()
     study = read_study(write(tmp_path, one("{name: a, method: med_tuning, set: {weights_file: vit.safetensors}}")))
     assert study.entries[0].settings == {"weights_file": str(tmp_path / "vit.safetensors")}
+
+
+def test_entries_that_share_settings_by_yamls_merge_keys(place):
+    merged = """
+        dataset: 7
+        device: cpu
+        methods:
+          - {name: a, method: e2enet, set: &shared {batch_size: 2, sparsity: 0.9}}
+          - {name: b, method: e2enet, set: {<<: *shared, sparsity: 0.5}}
+    """
+    study = read_study(write(place, merged))
+    assert [dict(entry.settings) for entry in study.entries] == [
+        {"batch_size": 2, "sparsity": 0.9}, {"batch_size": 2, "sparsity": 0.5},
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match="the key 'batch_size' is given twice"):
+        read_study(write(place, merged.replace("sparsity: 0.5", "batch_size: 3, batch_size: 4")))
