@@ -11,7 +11,6 @@ nnU-Net's plan for 96^3: five stages.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from nnunet_ext.dints import cells, network
 from nnunet_ext.dints.discretize import decode_in_budget
 from nnunet_ext.dints.memory_budget import edge_memory
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.files import write_json
 
 PATCH = (96, 96, 96)
@@ -153,7 +153,7 @@ def main():
     torch.set_num_threads(args.threads)
     codes = {sigma: code_of(sigma) for sigma in (0.2, 0.5, 0.8)}
     result = {"rounds": args.rounds, "threads": args.threads, "torch": torch.__version__,
-              "cpu": platform.processor() or platform.machine(), "kept_mb_96": {}}  # fmt: skip
+              "cpu": processor(), "kept_mb_96": {}}  # fmt: skip
     for name, make in {**networks(codes), **supernets(16)}.items():
         result["kept_mb_96"][name] = kept_mb(make)
         print(f"{name}: {result['kept_mb_96'][name]:.0f} MB kept", flush=True)

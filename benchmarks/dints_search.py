@@ -20,7 +20,6 @@ Results of each piece are kept in WORK, so that a run that was killed goes on.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -38,6 +37,7 @@ from nnunet_ext.dints.memory_budget import edge_memory, memory_ratio
 from nnunet_ext.dints.network import DiNTSNet, DiNTSSearchNet
 from nnunet_ext.dints.options import DiNTSSearchOptions
 from nnunet_ext.dints.schedule import SearchSchedule
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.files import write_json
 
 MOMENTUM, RATE = 0.9, 0.02  # of the training of a code, which falls to nothing by nnU-Net's poly rule
@@ -293,7 +293,7 @@ def main():
     result = {
         "settings": {key: value for key, value in vars(args).items() if key not in ("work", "out", "data")},
         "data": Path(args.data).parent.name if args.data else "phantoms of nnunet_ext demo",
-        "torch": torch.__version__, "cpu": platform.processor() or platform.machine(),
+        "torch": torch.__version__, "cpu": processor(),
         "cpu_seconds": round(sum(piece["cpu_seconds"] for piece in kept.values.values())),
         "mean_dice": {
             "searched": statistics.mean(block["searched"] for block in blocks),

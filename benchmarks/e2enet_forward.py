@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.e2enet.blocks import ConvBlock
 from nnunet_ext.e2enet.masked import KernelSlots
 from nnunet_ext.e2enet.network import E2ENet
@@ -184,7 +184,7 @@ def main():
                 result[task.__name__][name]["peak_GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {args.threads} threads",
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "torch": torch.__version__,
     }
     report = {**vars(args), "out": None, "strides": strides, **machine, **result}

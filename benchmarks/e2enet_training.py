@@ -18,7 +18,6 @@ medians over the rounds of the ratios within a round. Needs torch and dynamic-ne
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_ext.costs.complexity import kept_elements
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.presets import PRESETS
 from nnunet_ext.e2enet.topology import DynamicTopology
@@ -117,7 +117,7 @@ def read(path):
 
 
 def write(path, content):
-    content["machine"] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    content["machine"] = {"processor": processor(), "torch": torch.__version__}
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)

@@ -17,7 +17,6 @@ network says; it runs, and its answer is replaced.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.med_danet.bank import PAPER_BANK
 from nnunet_ext.med_danet.choice import truth_and_valid
 from nnunet_ext.med_danet.evidence import calibrated, evidence
@@ -316,7 +316,7 @@ def main():
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes that prediction mirrors
         history = train(trainer, args.seed, size, args.bank_file)
         report = {
-            "machine": platform.processor() or platform.machine(),
+            "machine": processor(),
             "versions": {name: version(name) for name in ("torch", "nnunetv2")},
             "threads": args.threads,
             "size": size,

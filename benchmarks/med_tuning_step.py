@@ -11,7 +11,6 @@ allocator's peak is measured too. Needs no nnU-Net.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -145,7 +144,7 @@ def main():
         }
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {args.threads} threads",
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "versions": {"torch": torch.__version__.partition("+")[0], "timm": timm.__version__},
     }
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "device")}

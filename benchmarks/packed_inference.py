@@ -19,7 +19,6 @@ import copy
 import itertools
 import json
 import os
-import platform
 import statistics
 import time
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from pathlib import Path
 import torch
 from e2enet_forward import unet
 
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.packed.dispatch import SWITCH, release
 from nnunet_ext.e2enet.packed.library import instruction_set
@@ -169,7 +169,7 @@ def main():
     ]
     lanes, flags = instruction_set()
     report = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "cpu capability of torch": torch.backends.cpu.get_cpu_capability(),
         "floats in a vector": lanes,
         "versions": {name: version(name) for name in ("torch", "dynamic-network-architectures")},

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from nnunet_ext.challenges.facts import Conventions
 from nnunet_ext.challenges.metrics import structure_scores
+from nnunet_ext.discovery.devices import processor
 
 STRUCTURES = {f"organ {value}": (value,) for value in range(1, 6)}
 RADII = (0.30, 0.18, 0.12, 0.08, 0.05)  # half axes of the organs, relative to the size of the image
@@ -174,14 +175,6 @@ def report(result):
         + ", ".join(f"{k} {v}" for k, v in result["software"].items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from nnunet_ext.comparison.costs import costs_of
 from nnunet_ext.comparison.models import Model
 from nnunet_ext.comparison.statistics import MEAN, differences, distribution
 from nnunet_ext.discovery.compatibility import versions
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.files import read_json, sha256_of, write_json
 from nnunet_ext.layers.precision import has_bfloat16
 from nnunet_ext.report.model_folder import read_model_folder
@@ -39,13 +40,6 @@ COLUMNS = {
     CURVES: ["row", "fold", "epoch", "train_loss", "val_loss", "pseudo_dice"],
 }
 KEYS = {CASES: 4, CURVES: 3}  # columns that say what the others belong to
-
-
-def processor():
-    """Its name and what it has for half precision."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if platform.system() == "Linux" else []
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return {"name": facts.get("model name", platform.processor()), "bfloat16": has_bfloat16()}
 
 
 def read_lines(path):
@@ -90,7 +84,7 @@ def collected(layout, entry, known):
         "gflops_per_million_voxels": costs.gflops_per_million_voxels,
         "checkpoint_mb": costs.checkpoint_mb,
         "releases": {**versions(), "python": platform.python_version()},
-        "processor": processor(),
+        "processor": {"name": processor(), "bfloat16": has_bfloat16()},
     }
     return cases, curves, facts
 

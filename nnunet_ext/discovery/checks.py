@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_ext.discovery.compatibility import TESTED_NNUNET, check_nnunet_version
-from nnunet_ext.discovery.devices import cpus
+from nnunet_ext.discovery.devices import cpus, processor
 from nnunet_ext.discovery.probe import MARK
 from nnunet_ext.discovery.registry import PLANNERS, TRAINERS
 from nnunet_ext.errors import ConfigurationError
@@ -151,7 +151,8 @@ def folders(environment: Any) -> Iterator[Check]:
 
 def _machine(probe: dict[str, Any]) -> Iterator[Check]:
     free = _free_memory()
-    yield "ok", f"{cpus()} CPU cores" + ("" if free is None else f", {free / GIB:.1f} GiB of memory free")
+    memory = "" if free is None else f", {free / GIB:.1f} GiB of memory free"
+    yield "ok", f"{cpus()} CPU cores ({processor()}){memory}"
     gpus = probe.get("gpus", {})
     for name, available, total in gpus.get("found") or []:
         yield "ok", f"GPU {name}: {available / GIB:.1f} of {total / GIB:.1f} GiB free"

@@ -1,6 +1,8 @@
 """What this machine computes with."""
 
 import os
+import platform
+from pathlib import Path
 
 from nnunet_ext.errors import ConfigurationError
 
@@ -39,6 +41,17 @@ def device_words(device: str | None = None) -> list[str]:
     """What nnU-Net's commands must be told to compute on `device` (default: `best_device`); nothing for CUDA."""
     device = device or best_device()
     return [] if device == "cuda" else ["-device", device]
+
+
+def processor() -> str:
+    """What the CPU calls itself, or at least its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    facts = ((name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    names = [value for name, value in facts if name == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cpus() -> int:

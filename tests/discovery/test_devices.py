@@ -1,12 +1,13 @@
 """How many cores and threads there are for a process: those that it may use, not those of the machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from nnunet_ext.discovery.devices import cpu_threads, cpus
+from nnunet_ext.discovery.devices import cpu_threads, cpus, processor
 
 ONE = """
 import os
@@ -30,3 +31,11 @@ def test_threads_are_those_asked_for_and_never_more_than_cores(monkeypatch):
         assert cpu_threads() == threads
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert cpu_threads() == cpus() >= 1
+
+
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="needs lscpu")
+def test_the_processors_name():
+    facts = subprocess.run(["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"})
+    names = [line.partition(":")[2].strip() for line in facts.stdout.splitlines() if line.startswith("Model name:")]
+    assert names in ([], [processor()]), "without a name of its own there is none to compare"
+    assert processor()
