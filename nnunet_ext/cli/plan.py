@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Derives, checks and writes the plans, and says how to train with them."""
     from nnunet_ext.planning.derive import derive_plans, parse_settings
+    from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
     from nnunet_ext.planning.plans_files import preprocessed_folder, read_dataset_json, read_plans, write_plans
-    from nnunet_ext.planning.resampling import WITHOUT_METHOD
 
     folder = preprocessed_folder(args.dataset)
     source = None if args.source is None else read_plans(folder, args.source)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if name is None and not args.presets and source is not None:
         name = method_of_plans(source)
     wanted = parse_settings(args.settings)
-    if name is None and not args.presets and wanted and set(wanted) <= set(WITHOUT_METHOD):
+    if name is None and not args.presets and wanted and set(wanted) <= set(CONFIGURATION_SETTINGS):
         return _run_without_method(args, folder, wanted)
     method, settings = chosen_method_and_presets(name, args.presets)
     if args.code is not None:
@@ -135,12 +135,13 @@ def _training(folder: Path, configuration: str, *words: str) -> str:
 
 
 def _run_without_method(args: argparse.Namespace, folder: Path, settings: Mapping[str, Any]) -> int:
-    """Plans of any network, with other resampling functions or batches."""
+    """Plans of any network, with another patch, batch or resampling."""
+    from nnunet_ext.planning.plain import derive_plain
     from nnunet_ext.planning.plans_files import read_plans, write_plans
-    from nnunet_ext.planning.resampling import SETTING, derive_resampling
+    from nnunet_ext.planning.resampling import SETTING
 
     source = args.source or "nnUNetPlans"
-    plans = derive_resampling(
+    plans = derive_plain(
         read_plans(folder, source), name=args.name, settings=settings, configurations=args.configurations
     )
     what = write_plans(folder, plans, overwrite=args.overwrite)

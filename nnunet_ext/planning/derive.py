@@ -12,8 +12,8 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.methods import Method
 from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
 from nnunet_ext.planning.options import PLANS_KEY, architecture_options, refuse_unknown
+from nnunet_ext.planning.plain import with_configuration_settings
 from nnunet_ext.planning.plans_files import check_plans_name
-from nnunet_ext.planning.resampling import SETTING, with_resampling
 
 _WIDTH_RULE = ("base_features", "max_features")
 
@@ -155,10 +155,7 @@ def _configuration(
     options = {**((values.get(PLANS_KEY) or {}) if ours else {}), **by_place["training"]}
     values[PLANS_KEY] = asdict(method.options_class().from_plans(options))
     patch_size = values["patch_size"]
-    sizes = by_place["configuration"]
-    if SETTING in sizes:
-        values = with_resampling(values, sizes.pop(SETTING))
-    values.update(_checked_sizes(sizes, len(patch_size)))
+    values = with_configuration_settings(values, by_place["configuration"])
     if ours:
         arch_kwargs = _at_patch(before["arch_kwargs"], method, patch_size, values["patch_size"])
     else:
@@ -211,19 +208,6 @@ def _with_architecture_settings(
         if widths:
             result.setdefault("base_features", widths[0])
     return {**result, **settings}
-
-
-def _checked_sizes(settings: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    patch_size = settings.get("patch_size", [1] * dimensions)
-    if not isinstance(patch_size, list) or len(patch_size) != dimensions or not all(map(_is_count, patch_size)):
-        raise ConfigurationError(f"patch_size must be a list of {dimensions} positive integers, found {patch_size!r}.")
-    if not _is_count(settings.get("batch_size", 1)):
-        raise ConfigurationError(f"batch_size must be a positive integer, found {settings['batch_size']!r}.")
-    return dict(settings)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_network(

@@ -9,9 +9,10 @@ from typing import Any
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 from nnunet_ext.planning.derive import derive_plans, known_settings
+from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
 from nnunet_ext.planning.options import refuse_unknown
+from nnunet_ext.planning.plain import derive_plain
 from nnunet_ext.planning.plans_files import read_dataset_json, read_plans
-from nnunet_ext.planning.resampling import WITHOUT_METHOD, derive_resampling
 from nnunet_ext.studies.layout import Layout
 from nnunet_ext.studies.steps import training_cases
 from nnunet_ext.studies.study import STOCK, STOCK_PLANNERS, Entry
@@ -118,7 +119,7 @@ def _check_options(layout: Layout, entry: Entry) -> None:
     method = entry.method
     if method is None:
         if entry.settings:
-            refuse_unknown(entry.settings, WITHOUT_METHOD, f"setting of {entry.trainer}")
+            refuse_unknown(entry.settings, CONFIGURATION_SETTINGS, f"setting of {entry.trainer}")
         return
     refuse_unknown(entry.presets, method.preset_settings(), f"preset of {method.title}")
     known = known_settings(method)
@@ -163,9 +164,7 @@ def _check_plans(layout: Layout, entry: Entry) -> None:
 def _derived(layout: Layout, entry: Entry, source: dict[str, Any]) -> dict[str, Any]:
     """The plans that `nnunet_ext plan` would write."""
     if entry.method is None:
-        plans = derive_resampling(
-            source, name=entry.plans, settings=entry.settings, configurations=[entry.configuration]
-        )
+        plans = derive_plain(source, name=entry.plans, settings=entry.settings, configurations=[entry.configuration])
     else:
         settings: dict[str, Any] = {}
         for preset in entry.presets:

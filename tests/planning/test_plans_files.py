@@ -1,6 +1,7 @@
 """Plans files: what `nnunet_ext plan` changes, what it keeps, and what it refuses."""
 
 import json
+import math
 from copy import deepcopy
 from dataclasses import asdict
 
@@ -417,6 +418,30 @@ def test_stock_plans_get_another_batch(with_functions, folder, capsys):
     assert plans["3d_fullres"] == expected and plans["2d"] == with_functions["configurations"]["2d"]
     assert main([*words, "batch_size=0", "--overwrite"]) == 1
     assert "batch_size must be a positive integer, found 0" in capsys.readouterr().err
+
+
+def test_stock_plans_get_another_patch_that_their_network_takes(with_functions, folder, capsys):
+    steps = [math.prod(axis) for axis in zip(*STRIDES, strict=True)]
+    (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
+    words = ["plan", "7", "--from", "nnUNetPlans", "--name", "Patch", "--configuration", "3d_fullres", "--set"]
+    patch = [2 * step for step in steps]
+    assert main([*words, f"patch_size={patch}"]) == 0
+    plans = json.loads((folder / "Patch.json").read_text())["configurations"]
+    assert plans["3d_fullres"] == {**with_functions["configurations"]["3d_fullres"], "patch_size": patch}
+    assert plans["2d"] == with_functions["configurations"]["2d"]
+    wrong = {
+        str([patch[0], patch[1], patch[2] + 1]): f"must be multiples of {steps}, its strides multiplied",
+        str(steps): "leaves a single voxel at the lowest level of 3d_fullres",
+        str(patch[:2]): "patch_size must be a list of 3 positive integers",
+    }
+    for value, message in wrong.items():
+        assert main([*words, f"patch_size={value}", "--overwrite"]) == 1
+        assert message in capsys.readouterr().err
+    del with_functions["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"]
+    (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
+    assert main([*words, f"patch_size={patch}", "--overwrite"]) == 1
+    assert "names no strides that say which patches it takes" in capsys.readouterr().err
+    assert json.loads((folder / "Patch.json").read_text())["configurations"] == plans
 
 
 def test_the_command_lists_the_plans_that_are_there(folder, capsys):

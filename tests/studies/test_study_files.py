@@ -174,7 +174,7 @@ BAD_STUDIES = {
     ),
     "a setting of nnU-Net's": (
         one("{name: a, trainer: nnUNetTrainer, set: {sparsity: 1}}"),
-        "'a': Unknown setting of nnUNetTrainer: sparsity. Known: batch_size, resampling",
+        "'a': Unknown setting of nnUNetTrainer: sparsity. Known: batch_size, patch_size, resampling",
     ),
     "2d with a 3D method": (one(E2E, "configuration: 2d"), "E2ENet is a 3D method and cannot train 2d"),
     "unknown configuration": (one(E2E, "configuration: 4d"), "nnU-Net plans no configuration '4d'"),
