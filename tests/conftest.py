@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 
-# nnU-Net reads these when it is imported; the last is for torch, and for commands that run in processes of their own.
-os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1", nnUNet_compile="f", OMP_NUM_THREADS="1")
+# nnU-Net reads these when it is imported.
+os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1", nnUNet_compile="f")
+os.environ["nnUNet_ext_threads"] = "1"  # of trainers and commands of ours
 # Its progress.png, drawn after each epoch, has 16 million pixels otherwise.
 os.environ["MATPLOTLIBRC"] = os.path.join(os.path.dirname(__file__), "matplotlibrc")
 # The compiled engine goes into a cache of this run; matplotlib keeps its own, which takes long to build.

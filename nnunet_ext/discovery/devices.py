@@ -6,6 +6,8 @@ from pathlib import Path
 
 from nnunet_ext.errors import ConfigurationError
 
+THREADS = "nnUNet_ext_threads"
+
 
 def chosen_device(asked: str) -> str:
     """The device: "auto" is CUDA where there is a GPU, else the CPU.
@@ -62,10 +64,16 @@ def cpus() -> int:
 
 
 def cpu_threads() -> int:
-    """Threads to compute with on a CPU: as OMP_NUM_THREADS says, else one for each of `cpus`.
+    """Threads to compute with on a CPU: one for each of `cpus`, or fewer where the variable nnUNet_ext_threads says so.
 
     nnU-Net's commands take one for each core of the machine, which wait for each other at every layer where the
-    process may use fewer or shares them with another.
+    process may use fewer or shares them with another. OMP_NUM_THREADS does not count, as it does not for nnU-Net: it is
+    often 1, for the processes that augment.
+
+    Raises:
+        ConfigurationError: the variable is not a number of threads.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
-    return min(int(asked), cpus()) if asked.isdigit() and int(asked) else cpus()
+    asked = os.environ.get(THREADS) or str(cpus())
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ConfigurationError(f"The variable {THREADS} must be a number of threads from 1, found '{asked}'.")
+    return min(int(asked), cpus())

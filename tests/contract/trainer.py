@@ -237,7 +237,7 @@ class TrainerContract(OnRequest):
     def test_a_training_on_a_cpu_takes_the_threads_that_it_may_have(self, workspace):
         torch.set_num_threads(3)  # as nnU-Net's command does, for the cores of the machine
         self.build().initialize()
-        assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == 1
+        assert torch.get_num_threads() == int(os.environ["nnUNet_ext_threads"]) == 1
 
     def test_the_seed_decides_the_initial_weights(self, workspace):
         def weights(**options):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from nnunet_ext.discovery.devices import cpu_threads, cpus, processor
+from nnunet_ext.discovery.devices import THREADS, cpu_threads, cpus, processor
+from nnunet_ext.errors import ConfigurationError
 
 ONE = """
 import os
@@ -19,17 +20,21 @@ print(cpus(), cpu_threads())
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
 def test_a_process_that_may_use_one_core():
-    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    free = {name: value for name, value in os.environ.items() if name != THREADS}
     done = subprocess.run([sys.executable, "-c", ONE], capture_output=True, text=True, check=True, env=free)
     assert done.stdout.split() == ["1", "1"]
 
 
 def test_threads_are_those_asked_for_and_never_more_than_cores(monkeypatch):
-    expected = {"1": 1, "1,4": 1, "1000": cpus(), "0": cpus(), "many": cpus(), "": cpus()}
-    for asked, threads in expected.items():
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for asked, threads in {"1": 1, "1000": cpus(), "": cpus()}.items():
+        monkeypatch.setenv(THREADS, asked)
         assert cpu_threads() == threads
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    for asked in ("0", "-1", "1.5", "many"):
+        monkeypatch.setenv(THREADS, asked)
+        with pytest.raises(ConfigurationError, match=f"nnUNet_ext_threads must be .* from 1, found '{asked}'"):
+            cpu_threads()
+    monkeypatch.delenv(THREADS)
     assert cpu_threads() == cpus() >= 1
 
 

@@ -74,7 +74,7 @@ def test_without_mirroring_and_with_other_steps(tmp_path):
     expected = predict_as_nnunet(model, images, tmp_path / "stock", mirror=False, step=0.8)
     torch.set_num_threads(3)
     assert run(model, images, tmp_path / "ours", "-f", 0, "--disable_tta", "-step_size", 0.8) == 0
-    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == 1, "what this process may have"
+    assert torch.get_num_threads() == int(os.environ["nnUNet_ext_threads"]) == 1, "what this process may have"
     assert_same(tmp_path / "ours", expected)
     mirrored = predict_as_nnunet(model, images, tmp_path / "mirrored", step=0.8)
     with pytest.raises(AssertionError):  # the arguments do make a difference
