@@ -22,7 +22,7 @@ class MedDANetOptions(TrainingOptions):
     The epochs of the phases are shares of `num_epochs`, as 300, 400 and 450 are in the paper, unless they are given.
     """
 
-    initial_lr: float = option(1e-4, "peak learning rate of the candidates", low=1e-12)
+    initial_lr: float = option(1e-3, "peak learning rate of the candidates (paper: 1e-4)", low=1e-12)
     weight_decay: float = option(1e-5, "of Adam, for candidates and decision network", low=0)
     decision_lr: float = option(0.01, "peak learning rate of the decision network (authors' code: 0.001)", low=1e-12)
     bank_epochs: int | None = option(None, "epochs of the bank, the rest is the decision network's; null: 8/9", low=0)

@@ -25,7 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Table 5, other decision networks, in timm's forms.
     "decision-mobilenetv2": {"decision": "mobilenetv2_100"},
     "decision-ghostnet": {"decision": "ghostnet_050"},
-    # The learning rate of the authors' code instead of the paper's.
+    # The paper's learning rate of the bank, for its 400 epochs on BraTS.
+    "paper-lr": {"initial_lr": 1e-4},
+    # The learning rate of the decision network in the authors' code instead of the paper's.
     "code-lr": {"decision_lr": 0.001},
 }
 
