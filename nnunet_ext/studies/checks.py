@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json
 from nnunet_ext.planning.derive import derive_plans, known_settings
 from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
-from nnunet_ext.planning.options import refuse_unknown
+from nnunet_ext.planning.options import PLANS_KEY, refuse_unknown
 from nnunet_ext.planning.plain import derive_plain
 from nnunet_ext.planning.plans_files import read_dataset_json, read_plans
 from nnunet_ext.studies.layout import Layout
@@ -153,12 +155,24 @@ def _check_plans(layout: Layout, entry: Entry) -> None:
     if not entry.is_derived:
         return
     wanted = _derived(layout, entry, source)
-    if layout.plans_file(entry.plans).is_file() and read_plans(layout.preprocessed, entry.plans) != wanted:
+    if not layout.plans_file(entry.plans).is_file():
+        return
+    if _trained_by(read_plans(layout.preprocessed, entry.plans), entry) != _trained_by(wanted, entry):
         raise ConfigurationError(
             f"{layout.plans_file(entry.plans)} was made for other options than the study now has. Give the entry "
             f"another name; or, to go on with these plans and what was trained with them, replace them with: "
             f"{' '.join(layout.derive_words(entry))} --overwrite"
         )
+
+
+def _trained_by(plans: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """What of derived plans the entry's trainings follow: one configuration, where options that are not said have their
+    defaults, as in plans of before there was such an option."""
+    values = dict(plans["configurations"].get(entry.configuration, {}))
+    if entry.method is not None:
+        with suppress(ConfigurationError):  # options that are none now: not equal to those of any study
+            values[PLANS_KEY] = asdict(entry.method.options_class().from_plans(values.get(PLANS_KEY)))
+    return {**plans, "configurations": values}
 
 
 def _derived(layout: Layout, entry: Entry, source: dict[str, Any]) -> dict[str, Any]:

@@ -222,6 +222,16 @@ def test_plans_of_another_definition_are_not_used(place):
     check_study(layout)
     assert cli.main(layout.derive_words(study.entries[0])[1:]) == 0
     check_study(layout)  # they are what the study says
+    file = layout.plans_file("E2ENetPlans_a")
+    plans = json.loads(file.read_text())
+    del plans["configurations"]["3d_fullres"]["nnunet_ext"]["train_bfloat16"]  # as of before there was this option
+    plans["configurations"].pop("2d", None)
+    file.write_text(json.dumps(plans))
+    check_study(layout)
+    plans["configurations"]["3d_fullres"]["nnunet_ext"]["option"] = 1
+    file.write_text(json.dumps(plans))
+    with pytest.raises(ConfigurationError, match="made for other options"):
+        check_study(layout)
     text = refusal(place, one("{name: a, method: e2enet, set: {sparsity: 0.7}}"))
     assert "E2ENetPlans_a.json was made for other options than the study now has" in text
     assert "--set sparsity=0.7 --overwrite" in text
