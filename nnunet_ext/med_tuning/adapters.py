@@ -82,12 +82,40 @@ class FrequencyBranch(nn.Module):
         rows = tokens.flatten(2)  # [B, D, H * W * h]
         filtered = torch.matmul(made.matrix.to(z.dtype), rows)
         filtered[..., : z.shape[1]].add_(made.bias.to(z.dtype).unsqueeze(1))  # += would copy it to itself too
-        magnitude = torch.linalg.vector_norm(filtered.unflatten(1, (2, -1)), dim=1)
-        return magnitude.view(tokens.shape).movedim(-1, 1)
+        return magnitude(filtered.unflatten(1, (2, -1))).view(tokens.shape).movedim(-1, 1)
 
     def _fft(self, z: Tensor) -> Tensor:
         spectrum = torch.fft.fftn(z, dim=(2, 3, 4)) * self.weight.to(z.dtype) + self.bias.to(z.dtype)
         return torch.fft.ifftn(spectrum, dim=(2, 3, 4)).abs()
+
+
+def magnitude(parts: Tensor) -> Tensor:
+    """Absolute values of complex numbers, `[B, 2, ...]` of real and imaginary parts -> `[B, ...]`.
+
+    A norm over two numbers is one of torch's slow cases on a CPU.
+    """
+    return _Magnitude.apply(parts) if parts.requires_grad else _magnitude(parts)
+
+
+def _magnitude(parts: Tensor) -> Tensor:
+    real, imaginary = parts.unbind(1)
+    return torch.addcmul(real * real, imaginary, imaginary).sqrt()
+
+
+class _Magnitude(torch.autograd.Function):
+    """With the gradient 0 at 0, where that of the square root is none."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor) -> Tensor:
+        found = _magnitude(parts)
+        ctx.save_for_backward(parts, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        parts, found = ctx.saved_tensors
+        smallest = torch.finfo(found.dtype).tiny ** 0.5  # below it the squares are 0
+        return parts * (gradient / found.clamp_min(smallest)).unsqueeze(1)
 
 
 class Filter(NamedTuple):

@@ -22,6 +22,7 @@ from nnunet_ext.errors import ConfigurationError
 
 SWIN_DEPTHS = (2, 2, 2, 2)  # the published code's, not Swin-T's 2-2-6-2
 STAGES = 4  # groups of blocks into which a ViT is divided
+FEW_TOKENS = 256  # up to which `attend_in_steps` is the faster way
 _NO_DROPOUT = {"drop_rate": 0.0, "proj_drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0}
 # What classification and pretraining need and a backbone without class token does without; buffers of older files.
 _DISPENSABLE = re.compile(
@@ -104,6 +105,23 @@ def build_backbone(
         arguments["weight_init"] = "skip"  # nothing is there to be drawn
     backbone = _create(name, arguments | {"img_size": padded})
     return backbone, replace(_layout(kind, backbone, padded, depths), token=token)
+
+
+def attend_in_steps(network: nn.Module) -> None:
+    """Attention over few tokens in bfloat16 autocast on CPUs: products and softmax one by one from now on.
+
+    torch's fused function, which timm calls, takes two to four times as long there.
+    """
+    for module in network.modules():
+        if getattr(module, "fused_attn", False):
+            module.register_forward_pre_hook(_choose_attention)
+
+
+def _choose_attention(attention: Any, inputs: tuple[Tensor, ...]) -> None:
+    tokens = inputs[0]
+    in_steps = tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and tokens.shape[-2] <= FEW_TOKENS
+    if attention.fused_attn == in_steps:
+        attention.fused_attn = not in_steps
 
 
 def _kind(name: str) -> str:

@@ -14,6 +14,7 @@ from nnunet_ext.layers.precision import has_bfloat16
 from nnunet_ext.med_tuning.adapters import BRANCHES
 from nnunet_ext.med_tuning.backbones import (
     FittedState,
+    attend_in_steps,
     backbone_state_from_timm,
     build_backbone,
     embed,
@@ -132,6 +133,7 @@ class MedTuningNet(nn.Module):
         )
         self.in_bfloat16 = cpu_bfloat16 and has_bfloat16()
         self.decoder = build_decoder(decoder, self.layout, num_classes, dropout, blocks)
+        attend_in_steps(self)
         if tuning not in TRAINED_WHOLE:
             for parameter in encoder_parameters(self.backbone):
                 parameter.requires_grad_(False)

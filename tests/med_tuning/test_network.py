@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from contract.network import loss_of
 from med_tuning.tiny import TINY_SWIN, TINY_VIT, tiny
 from timm.models.swin_transformer import SwinTransformerBlock
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.med_tuning import backbones
 from nnunet_ext.med_tuning.decoders import DECODERS, PatchExpand
 from nnunet_ext.med_tuning.network import MedTuningNet, arch_kwargs_at, token_side
 from nnunet_ext.med_tuning.tuning import METHODS, _prompted_swin_block
@@ -513,3 +515,34 @@ def operations(network):
         network.eval()(image())
     views = "view permute transpose unsqueeze expand slice select split t _unsafe_view unbind empty promote_types"
     return {name: count for name, count in counts.items() if name not in views.split()}
+
+
+class FusedCalls(TorchDispatchMode):
+    """Counts calls of torch's fused attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "scaled_dot_product" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_attention_over_few_tokens_is_computed_in_steps_under_autocast_on_a_cpu(monkeypatch):
+    """A ViT's; timm computes a Swin's in steps anyway."""
+    network = randomized(tiny("vit")).eval()
+    x = image()
+
+    def run(autocast, few=backbones.FEW_TOKENS):
+        monkeypatch.setattr(backbones, "FEW_TOKENS", few)
+        with FusedCalls() as calls, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = network(x).float()
+        return calls.count, logits
+
+    number = len(network.backbone.blocks)
+    exact, fused, in_steps, again = run(False), run(True, few=0), run(True), run(False)
+    assert [exact[0], fused[0], in_steps[0], again[0]] == [number, number, 0, number]
+    assert torch.equal(exact[1], again[1])
+    errors = [(logits - exact[1]).abs().mean() for _, logits in (fused, in_steps)]
+    assert 0 < errors[1] < 1.5 * errors[0]
