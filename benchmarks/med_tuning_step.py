@@ -19,6 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from nnunet_ext.discovery.devices import processor
 from nnunet_ext.med_tuning.network import MedTuningNet
 from nnunet_ext.prediction.memory import keep_freed_memory
 
@@ -36,6 +37,9 @@ OPPONENTS = {
     "med_adapter, bfloat16": {"tuning": "med_adapter", **HALF},
     "med_adapter, bfloat16, positions frozen, from block 4": {
         "tuning": "med_adapter", **HALF, **STILL, "adapted_from": 3
+    },
+    "med_adapter, bfloat16, positions frozen, from block 7": {
+        "tuning": "med_adapter", **HALF, **STILL, "adapted_from": 6
     },
     "full, bfloat16": {"tuning": "full", **HALF},
 }  # fmt: skip
@@ -133,13 +137,13 @@ def main():
     ratios = {}
     for ours, theirs in RATIOS:
         rounds = list(zip(times[ours][1:], times[theirs][1:], strict=True))
-        wall, processor = ([a[clock] / b[clock] for a, b in rounds] for clock in (0, 1))
+        wall, cpu = ([a[clock] / b[clock] for a, b in rounds] for clock in (0, 1))
         memory = result[ours]["gradients_and_optimizer_MB"] / result[theirs]["gradients_and_optimizer_MB"]
         ratios[f"{ours} / {theirs}"] = {
             "time_median": round(statistics.median(wall), 3),
             "time_range": [round(min(wall), 3), round(max(wall), 3)],
-            "processor_time_median": round(statistics.median(processor), 3),
-            "processor_time_range": [round(min(processor), 3), round(max(processor), 3)],
+            "processor_time_median": round(statistics.median(cpu), 3),
+            "processor_time_range": [round(min(cpu), 3), round(max(cpu), 3)],
             "gradients_and_optimizer": round(memory, 3),
         }
     machine = {
