@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 from nnunet_ext.errors import ConfigurationError
+from nnunet_ext.methods import method_of
 from nnunet_ext.planning.describe import CONFIGURATION_SETTINGS
 from nnunet_ext.planning.options import refuse_unknown
 from nnunet_ext.planning.patches import total_strides
@@ -48,8 +49,8 @@ def derive_plain(
         configurations: only these; by default all that do not inherit from another.
 
     Raises:
-        ConfigurationError: another setting, an unknown configuration, a value as `with_configuration_settings` says, or
-            a patch that the network's strides do not divide, or leave a single voxel of.
+        ConfigurationError: another setting, an unknown configuration, a value as `with_configuration_settings` says,
+            another patch for a network of ours, or one that the network's strides do not divide or leave one voxel of.
     """
     check_plans_name(name)
     refuse_unknown(settings, CONFIGURATION_SETTINGS, "setting of plans without a method of ours")
@@ -65,7 +66,14 @@ def derive_plain(
 
 
 def _check_patch(configuration: str, values: Mapping[str, Any]) -> None:
-    strides = values.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+    architecture = values.get("architecture", {})
+    owner = method_of(architecture.get("network_class_name"))
+    if owner is not None:
+        raise ConfigurationError(
+            f"The network of {configuration} is {owner.title}'s and may depend on the patch. "
+            f"Give --method {owner.name} and --configuration {configuration}."
+        )
+    strides = architecture.get("arch_kwargs", {}).get("strides")
     if strides is None:
         raise ConfigurationError(
             f"The network of {configuration} names no strides that say which patches it takes. Leave patch_size as "

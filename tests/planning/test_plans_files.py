@@ -441,6 +441,12 @@ def test_stock_plans_get_another_patch_that_their_network_takes(with_functions, 
     (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
     assert main([*words, f"patch_size={patch}", "--overwrite"]) == 1
     assert "names no strides that say which patches it takes" in capsys.readouterr().err
+    for name, method in (("3d_fullres", "med_tuning"), ("2d", "med_danet")):  # plans of two methods
+        architecture = {"network_class_name": METHODS[method].network_path}
+        with_functions["configurations"][name]["architecture"] = architecture
+    (folder / "nnUNetPlans.json").write_text(json.dumps(with_functions))
+    assert main([*words, f"patch_size={patch}", "--overwrite"]) == 1
+    assert "is Med-Tuning's and may depend on the patch. Give --method med_tuning" in capsys.readouterr().err
     assert json.loads((folder / "Patch.json").read_text())["configurations"] == plans
 
 
