@@ -9,12 +9,13 @@ numbers is refused: it gets a name of its own, beside the old one.
 
 Files: `cases.csv` (row, fold, case, class, Dice), `curves.csv` (row, fold, epoch, nnU-Net's losses and mean pseudo
 Dice), `rows.json` (entry of the study, SHA-256 of its plans, releases, processor, cost), `summary.json` and `table.md`
-(made from these), `manifest.json` (SHA-256 sums of the others).
+(made from these), what a fold of Med-DANet says of its routing, `manifest.json` (SHA-256 sums of the others).
 """
 
 import argparse
 import csv
 import platform
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.discovery.devices import processor
 from nnunet_ext.files import read_json, sha256_of, write_json
 from nnunet_ext.layers.precision import has_bfloat16
+from nnunet_ext.med_danet.evidence import EVIDENCE_FILE
 from nnunet_ext.report.model_folder import read_model_folder
 from nnunet_ext.report.training_log import read_logs
 from nnunet_ext.studies.layout import Layout
@@ -184,6 +186,8 @@ def main():
         cases |= new
         curves |= learnt
         rows.setdefault(entry.name, facts)
+        for evidence in layout.model(entry).glob(f"fold_*/{EVIDENCE_FILE}"):
+            shutil.copy(evidence, folder / f"{entry.name}_{evidence.parent.name}_routing.json")
     write_lines(folder / CASES, cases)
     write_lines(folder / CURVES, curves)
     write_json(folder / "rows.json", rows)
