@@ -94,27 +94,24 @@ def magnitude(parts: Tensor) -> Tensor:
 
     A norm over two numbers is one of torch's slow cases on a CPU.
     """
-    return _Magnitude.apply(parts) if parts.requires_grad else _magnitude(parts)
-
-
-def _magnitude(parts: Tensor) -> Tensor:
-    real, imaginary = parts.unbind(1)
-    return torch.addcmul(real * real, imaginary, imaginary).sqrt()
+    if torch.compiler.is_compiling():  # fuses it; and OpenVINO knows no hypot
+        return torch.linalg.vector_norm(parts, dim=1)
+    return _Magnitude.apply(parts)
 
 
 class _Magnitude(torch.autograd.Function):
-    """With the gradient 0 at 0, where that of the square root is none."""
+    """With the gradient 0 at 0, where that of `torch.hypot` is none."""
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor) -> Tensor:
-        found = _magnitude(parts)
+        found = torch.hypot(*parts.unbind(1))
         ctx.save_for_backward(parts, found)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         parts, found = ctx.saved_tensors
-        smallest = torch.finfo(found.dtype).tiny ** 0.5  # below it the squares are 0
+        smallest = torch.finfo(found.dtype).tiny ** 0.5  # of which the inverse is far from infinite
         return parts * (gradient / found.clamp_min(smallest)).unsqueeze(1)
 
 
