@@ -30,6 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ext.discovery.devices import cpu_threads, cpus
+
 SPACING = {"ct": (1.5, 1.5, 1.5), "mr": (1.0, 0.8, 0.8), "thick": (5.0, 0.7, 0.7)}
 # name -> size of the image (voxels), its spacing (mm), channels, kind of plans
 IMAGES = {
@@ -297,7 +299,7 @@ def machine():
     import torch
 
     return {"cpu capability of torch": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-            "cores": os.cpu_count(), "threads": 1}  # fmt: skip
+            "cores": cpus(), "threads": 1}  # fmt: skip
 
 
 COMMANDS = {  # name -> program, trainer, plans, further words
@@ -379,7 +381,7 @@ def large(args):
         words = [Path(sys.executable).parent / "nnunet_ext", "predict", "-i", images, "-o", output, "-m", folder, "-f",
                  "0", "-device", "cpu", "--disable_progress_bar", "--timing", Path(place, "timing.json"),
                  *args.predict.split()]  # fmt: skip
-        report = {"machine": {**machine(), "threads": os.cpu_count()}, "image": name, "classes": classes,
+        report = {"machine": {**machine(), "threads": cpu_threads()}, "image": name, "classes": classes,
                   "words": args.predict.split(), **whole_command(words), "files": len(list(output.glob("*.nii.gz"))),
                   "stages": json.loads(Path(place, "timing.json").read_text(encoding="utf-8"))}  # fmt: skip
     print(json.dumps(report, indent=1))
@@ -389,7 +391,7 @@ def large(args):
 
 def commands(args):
     dataset, images = args.words
-    report = {"machine": {**machine(), "threads": os.cpu_count()}, "words": args.predict.split()}
+    report = {"machine": {**machine(), "threads": cpu_threads()}, "words": args.predict.split()}
     with tempfile.TemporaryDirectory() as place:
         os.environ["nnUNet_results"] = str(Path(place, "results"))  # nobody's models are touched
         os.environ.update(MALLOC_MMAP_THRESHOLD_=str(2**31 - 1), MALLOC_TRIM_THRESHOLD_=str(2**31 - 1))

@@ -110,7 +110,7 @@ def build_backbone(
 def attend_in_steps(network: nn.Module) -> None:
     """Attention over few tokens in bfloat16 autocast on CPUs: products and softmax one by one from now on.
 
-    torch's fused function, which timm calls, takes two to four times as long there.
+    torch's fused function, which timm calls, takes up to four times as long there (`benchmarks/cpu_attention.py`).
     """
     for module in network.modules():
         if getattr(module, "fused_attn", False):
