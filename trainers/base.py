@@ -64,6 +64,8 @@ class ExtTrainer(ResumableTrainer):
         # nnU-Net creates the results folder in its constructor: all that can be refused is refused before.
         options = self.checked_options(plans, configuration, dataset_json)
         check_other_folds(type(self), plans, configuration, fold)
+        if torch.device(device).type == "cpu":
+            torch.set_num_threads(cpu_threads())
         self.continues = bool(plans.get("continue_training"))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.options = options
@@ -178,7 +180,6 @@ class ExtTrainer(ResumableTrainer):
         check_patch(self.plans_manager, self.configuration_manager, self.configuration_name)
         if self.device.type == "cpu":
             keep_freed_memory()
-            torch.set_num_threads(cpu_threads())
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             super().initialize()

@@ -239,6 +239,13 @@ class TrainerContract(OnRequest):
         self.build().initialize()
         assert torch.get_num_threads() == int(os.environ["nnUNet_ext_threads"]) == 1
 
+    def test_a_bad_number_of_threads_is_refused_before_there_is_a_folder(self, workspace, monkeypatch):
+        monkeypatch.setenv("nnUNet_ext_threads", "few")
+        before = sorted(workspace.results.rglob("*"))
+        with pytest.raises(ConfigurationError, match="must be a number of threads from 1, found 'few'"):
+            self.build(fold=4)
+        assert sorted(workspace.results.rglob("*")) == before
+
     def test_the_seed_decides_the_initial_weights(self, workspace):
         def weights(**options):
             trainer = self.build(self.handmade(**options))
