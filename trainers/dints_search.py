@@ -13,7 +13,7 @@ import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.dints.architecture_step import ArchitectureOptimizer
-from nnunet_ext.dints.halves import PairedBatches, finish, kept_halves
+from nnunet_ext.dints.halves import kept_halves
 from nnunet_ext.dints.network import DiNTSSearchNet, search_arch_kwargs_at
 from nnunet_ext.dints.options import DiNTSSearchOptions
 from nnunet_ext.dints.schedule import Pace, SearchSchedule
@@ -21,6 +21,7 @@ from nnunet_ext.dints.snapshot import Snapshot, row_text
 from nnunet_ext.discovery.commands import typed_command
 from nnunet_ext.discovery.compatibility import versions
 from nnunet_ext.trainers.base import CUDA, ExtTrainer, NoScheduler
+from nnunet_ext.trainers.loaders import PairedBatches, finish
 from nnunet_ext.weights.random_state import random_state, set_random_state
 
 _WORKERS = "nnUNet_n_proc_DA"  # where nnU-Net looks for the number of processes

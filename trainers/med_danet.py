@@ -7,7 +7,9 @@ of the part that has just been computed, and never through DDP's forward pass, w
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,16 @@ from nnunet_ext.med_danet.bank import PAPER_BANK, take_bank
 from nnunet_ext.med_danet.choice import UNKNOWN, decision_loss, scaled_costs, slice_labels, truth_and_valid
 from nnunet_ext.med_danet.costs import slice_costs
 from nnunet_ext.med_danet.evidence import EVIDENCE_FILE, calibrated, evidence, joined, lines_of, safe_threshold
+from nnunet_ext.med_danet.labelled import LabelledSlices, varied
 from nnunet_ext.med_danet.network import MedDANet, arch_kwargs_at
 from nnunet_ext.med_danet.options import MedDANetOptions
 from nnunet_ext.med_danet.phases import Phases, continued, thinned, unfinished_text
-from nnunet_ext.med_danet.routing import lowest_nearby
+from nnunet_ext.med_danet.routing import IN_PLANE, lowest_nearby
 from nnunet_ext.med_danet.seen import seen_slices
 from nnunet_ext.trainers.base import ExtTrainer, NoScheduler
+from nnunet_ext.trainers.loaders import finish
 from nnunet_ext.trainers.recording import RecordingPredictor, validating_with
-from nnunet_ext.trainers.whole_cases import case_of, tiles_of
+from nnunet_ext.trainers.whole_cases import StoredSlices, case_of, tiles_of
 from nnunet_ext.weights.random_state import mixed_seed
 
 CLIP = 12  # norm of gradients, nnU-Net's
@@ -50,6 +54,7 @@ class MedDANetTrainer(ExtTrainer):
     arch_kwargs_at = staticmethod(arch_kwargs_at)
     final_keeps_moments = False
     options: MedDANetOptions
+    dataloader_train: Any
 
     @classmethod
     def checked_options(cls, plans: dict, configuration: str, dataset_json: dict) -> MedDANetOptions:
@@ -112,6 +117,7 @@ class MedDANetTrainer(ExtTrainer):
         self.phases = Phases(self.options, len(macs), self.options.leaving(macs))
         self._step, self._notes = 0, EpochNotes(len(macs))
         self._latest_slices: deque[Tensor] = deque(maxlen=SETTLING_STEPS)
+        self._labelled: LabelledSlices | None = None
         self.print_to_log_file(self.phases.text(self.slice_costs.titles, network.largest))
 
     @property
@@ -161,6 +167,10 @@ class MedDANetTrainer(ExtTrainer):
         for part in (*self.net.candidates, self.net.decision):
             learns = any(part is other for other in learning)
             part.train(learns).requires_grad_(learns)
+        if self.decides and self.device.type == "cpu":
+            self.net.arrange_for_cpus()  # from the phase's first step on, so that --c rounds in the same way
+        if self.decides and self.options.labels == "once" and self._labelled is None:
+            self._label()
         # Dropout and the choice of slices are then the same after --c, and differ between ranks.
         torch.manual_seed(mixed_seed(self.seed, self.current_epoch, self.local_rank))
 
@@ -185,19 +195,61 @@ class MedDANetTrainer(ExtTrainer):
     def _case(self, dataset: Any, name: str) -> tuple[Tensor, Tensor]:
         return case_of(dataset, name, self.label_manager, self.is_cascaded)
 
+    # labels that are made once
+
+    def _label(self) -> None:
+        """Labels all slices of the training cases; nnU-Net's batches of them are not needed any more."""
+        size, (cases, _) = self.configuration_manager.patch_size[-2:], self.get_tr_and_val_datasets()
+        self._stored = StoredSlices(cases, size, self.label_manager, self.is_cascaded)
+        step = dist.get_world_size() if self.is_ddp else 1
+        mine = [
+            pair
+            for number in range(self.local_rank, len(self._stored.names), step)
+            for pair in self._labels_of_case(number)
+        ]
+        places, labels = zip(*sum(self.gathered(mine), []), strict=True)
+        self._labelled = LabelledSlices(torch.cat(places), torch.cat(labels))
+        self.print_to_log_file(self._labelled.text(self.slice_costs.titles))
+        finish(self.dataloader_train)
+        self.dataloader_train = repeat({})
+
+    def _labels_of_case(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for places, slices, target in self._stored.of_case(number):
+            parts = (tensor.split(self.options.slices_per_step) for tensor in (places, slices, target))
+            for some, *pair in zip(*parts, strict=True):
+                yield some, self._labels_of(*(tensor.to(self.device) for tensor in pair)).cpu()
+
+    def _drawn(self, labelled: LabelledSlices) -> tuple[Tensor, Tensor]:
+        """Slices `[N, C, H, W]` and their labels: as many as a batch has."""
+        planar = len(self.configuration_manager.patch_size) == 2
+        drawn = labelled.draw(self.batch_size if planar else self.options.slices_per_step)
+        slices = self._stored.at(labelled.places[drawn]).to(self.device)
+        axes = [axis for axis, may in zip(IN_PLANE, self.net.mirror_axes.tolist(), strict=True) if may]
+        return varied(slices, axes), labelled.labels[drawn].to(self.device)
+
     # steps
 
     def train_step(self, batch: dict) -> dict:
         """One step of all candidates that learn, or of the decision network."""
         self._set_rate()
-        data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
-        data, target = thinned(data, target, self.options.slices_per_step, self._foreground(target))
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._decision_loss(data, target)] if self.decides else self._bank_losses(data, target)
+        if self._labelled is not None:
+            losses = [self._decision_loss(*self._drawn(self._labelled))]
+        else:
+            data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
+            losses = self._losses_of_batch(
+                *thinned(data, target, self.options.slices_per_step, self._foreground(target))
+            )
         if any(p.grad is not None for part in self._learning() for p in part.parameters()):
             self._update()
         self._step += 1
         return {"loss": np.mean([loss.cpu().numpy() for loss in losses])}
+
+    def _losses_of_batch(self, data: Tensor, target: Tensor) -> list[Tensor]:
+        if not self.decides:
+            return self._bank_losses(data, target)
+        slices = self.net.fold(data)
+        return [self._decision_loss(slices, self._labels_of(slices, self.net.fold(target)))]
 
     def _foreground(self, target: Tensor) -> Tensor:
         """`[B, D]`, which slices hold some (2d: D = 1)."""
@@ -247,11 +299,12 @@ class MedDANetTrainer(ExtTrainer):
             self._notes.add_loss(index, float(losses[-1]))
         return losses
 
-    def _decision_loss(self, data: Tensor, target: Tensor) -> Tensor:
-        """Equation 7 on this batch's own labels."""
-        slices = self.net.fold(data)
+    def _labels_of(self, slices: Tensor, target: Tensor) -> Tensor:
         with autocast_of(self.device):
-            labels = slice_labels(self.net, slices, self.net.fold(target), self.metric, **self._told())
+            return slice_labels(self.net, slices, target, self.metric, **self._told())
+
+    def _decision_loss(self, slices: Tensor, labels: Tensor) -> Tensor:
+        """Equation 7."""
         known = labels != UNKNOWN
         if not self._on_any_rank(known):
             return torch.zeros(())

@@ -1,10 +1,11 @@
-"""Preprocessed cases as a network sees them in prediction: tiles of whole images, with what is true of them."""
+"""Preprocessed cases with what is true of them: whole, in the tiles of prediction, and slice by slice."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
@@ -14,23 +15,34 @@ from nnunet_ext.prediction.sliding_window import BATCH
 
 STEP = 0.5  # between tiles, as in nnU-Net's prediction
 Tile = tuple[Tensor, Tensor, Tensor]
+Box = Sequence[tuple[int, int]]
 
 
-def case_of(dataset: Any, name: str, labels: LabelManager, cascaded: bool = False) -> tuple[Tensor, Tensor]:
+def case_of(
+    dataset: Any, name: str, labels: LabelManager, cascaded: bool = False, box: Box | None = None
+) -> tuple[Tensor, Tensor]:
     """Image `[C, D, H, W]` and target `[T, D, H, W]` of a case in nnU-Net's preprocessed data set.
 
     The target is as in training: the labels, or the masks of the regions and then that of ignored pixels.
+
+    Args:
+        box: half-open bounds in voxels along D, H, W; what lies beyond the image is zero. None for all of it. Only
+            what is in the box is read where nnU-Net's format allows.
     """
     image, segmentation, previous, _ = dataset.load_case(name)
-    image, segmentation = np.asarray(image[:]), np.asarray(segmentation[:1])
+    image, segmentation = _cut(image, box), _cut(segmentation, box)[:1]
     if cascaded:
-        before = convert_labelmap_to_one_hot(np.asarray(previous[:]), labels.foreground_labels, image.dtype)
+        before = convert_labelmap_to_one_hot(_cut(previous, box), labels.foreground_labels, image.dtype)
         image = np.vstack((image, before))
     segmentation = np.where(segmentation < 0, 0, segmentation)  # outside of the nonzero mask
     if labels.has_regions:
         wanted = [*labels.foreground_regions, *([labels.ignore_label] if labels.has_ignore_label else [])]
         segmentation = np.concatenate([np.isin(segmentation, np.atleast_1d(values)) for values in wanted])
     return torch.from_numpy(image), torch.from_numpy(segmentation.astype(np.int16))
+
+
+def _cut(stored: Any, box: Box | None) -> np.ndarray:
+    return np.asarray(stored[:] if box is None else crop_and_pad_nd(stored, [list(bounds) for bounds in box]))
 
 
 def tiles_of(image: Tensor, target: Tensor, patch_size: Sequence[int]) -> Iterator[Tile]:
@@ -67,3 +79,53 @@ def _padded(volume: Tensor, sides: Sequence[int]) -> tuple[Tensor, int]:
     """The volume with zeros around it up to a tile's size, as nnU-Net pads, and how many slices came before it."""
     padded, inner = pad_nd_image(volume, sides, "constant", {"value": 0}, True, None)
     return padded, inner[1].start
+
+
+def corners(shape: Sequence[int], size: Sequence[int]) -> list[list[int]]:
+    """For each axis, where windows of `size` begin that cover `shape`: as few as can be, at equal distances.
+
+    A window that is larger than the image lies around its middle, and begins before it.
+    """
+    found = []
+    for whole, part in zip(shape, size, strict=True):
+        steps = max(1, -(-whole // part))
+        free = whole - part
+        found.append([free // 2] if steps == 1 else [round(free * k / (steps - 1)) for k in range(steps)])
+    return found
+
+
+class StoredSlices:
+    """Slices of preprocessed cases, in windows that cover each slice.
+
+    Args:
+        dataset: nnU-Net's.
+        size: H and W of a window; parts of it that lie outside of the image are zero.
+        labels, cascaded: see `case_of`.
+    """
+
+    def __init__(self, dataset: Any, size: Sequence[int], labels: LabelManager, cascaded: bool = False) -> None:
+        self.dataset, self.size, self.labels, self.cascaded = dataset, size, labels, cascaded
+        self.names = sorted(dataset.identifiers)
+
+    def _read(self, number: int, z: tuple[int, int], y: int, x: int) -> tuple[Tensor, Tensor]:
+        box = z, (y, y + self.size[0]), (x, x + self.size[1])
+        image, target = case_of(self.dataset, self.names[number], self.labels, self.cascaded, box)
+        return image.float().transpose(0, 1), target.transpose(0, 1)
+
+    def of_case(self, number: int) -> Iterator[Tile]:
+        """All slices of a case, those with the same window together.
+
+        Yields:
+            Their places `[D, 4]` (number of the case, and where they begin along D, H, W), themselves `[D, C, H, W]`,
+            and their target `[D, T, H, W]`.
+        """
+        depth, *plane = self.dataset.load_case(self.names[number])[0].shape[1:]
+        rows, columns = corners(plane, self.size)
+        for y in rows:
+            for x in columns:
+                places = torch.tensor([[number, z, y, x] for z in range(depth)])
+                yield places, *self._read(number, (0, depth), y, x)
+
+    def at(self, places: Tensor) -> Tensor:
+        """The slices `[N, C, H, W]` at `places` `[N, 4]`."""
+        return torch.cat([self._read(number, (z, z + 1), y, x)[0] for number, z, y, x in places.tolist()])

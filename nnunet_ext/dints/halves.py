@@ -2,8 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.files import read_json, write_json
@@ -59,36 +58,3 @@ def kept_halves(
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_json(path, {"train1": halves[0], "train2": halves[1]})
     return halves
-
-
-class PairedBatches:
-    """Batches of `weights`, each with a batch of `architecture` under that key while `is_joint()`.
-
-    `architecture` makes its loader when the first such batch is asked for: until then its workers would only wait.
-    """
-
-    def __init__(
-        self, weights: Iterator[dict], architecture: Callable[[], Iterator[dict]], is_joint: Callable[[], bool]
-    ) -> None:
-        self.weights, self.is_joint = weights, is_joint
-        self._make = architecture
-        self.architecture: Iterator[dict] | None = None
-
-    def __next__(self) -> dict:
-        batch = dict(next(self.weights))
-        if self.is_joint():
-            if self.architecture is None:
-                self.architecture = self._make()
-            batch["architecture"] = next(self.architecture)
-        return batch
-
-    def finish(self) -> None:
-        """Ends the worker processes."""
-        for loader in (self.weights, self.architecture):
-            finish(loader)
-
-
-def finish(loader: Any) -> None:
-    """Ends the worker processes of a loader of batchgenerators, where it has some."""
-    if hasattr(loader, "_finish"):
-        loader._finish()

@@ -207,8 +207,8 @@ class MedDANet(nn.Module):
 
     @torch.compiler.disable
     def _routed(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not self._for_cpus and not self._compiled:
-            self._arrange_for_cpus()
+        if x.device.type == "cpu":
+            self.arrange_for_cpus()
         slices = self.fold(x)
         choices = self.choices(x)
         if self.record is not None:
@@ -237,8 +237,13 @@ class MedDANet(nn.Module):
             return count
         return min(1 << (count - 1).bit_length(), len(slices))
 
-    def _arrange_for_cpus(self) -> None:
-        """Channels last in memory, where torch's convolutions are faster so: U-Nets by a tenth, decisions by half."""
+    def arrange_for_cpus(self) -> None:
+        """Channels last in memory, where torch's convolutions are faster so: U-Nets by a tenth, decisions by half.
+
+        They then round otherwise. Done once, by the first pass that routes if not before; not for compiled candidates.
+        """
+        if self._for_cpus or self._compiled:
+            return
         for part in (self.decision, *(candidate for candidate in self.candidates if isinstance(candidate, UNet2D))):
             part.to(memory_format=torch.channels_last)
         self._for_cpus = True

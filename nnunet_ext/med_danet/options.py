@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SOFTMAXES = ("cost", "score", "both", "none")
 SCORES = ("mean", "pooled")
 VIEWS = (1, 2, 4)
+LABELS = ("batch", "once")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class MedDANetOptions(TrainingOptions):
         low=0,
     )
     score: str = option("mean", "Dice of a slice: mean over the classes, or pooled over them")
+    labels: str = option("batch", "made of each batch's augmented slices, or once after the bank, as in the paper")
     label_views: int = option(1, "1, 2 or 4: that Dice is the mean over so many flips of the slice", low=1, high=4)
     class_weights: list | None = option(None, "of skip and each candidate; null: 0.5, 1.0, 1.1, 1.2, ...")
     slices_per_step: int = option(64, "3D: at most this many slices of a batch are used in a step, at random", low=1)
@@ -55,7 +57,8 @@ class MedDANetOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         """Checks what limits of single options do not say."""
-        for name, known in (("softmax", SOFTMAXES), ("score", SCORES), ("label_views", VIEWS)):
+        known_values = {"softmax": SOFTMAXES, "score": SCORES, "label_views": VIEWS, "labels": LABELS}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ConfigurationError(
                     f"Option '{name}' must be one of {', '.join(map(str, known))}, found {getattr(self, name)!r}."

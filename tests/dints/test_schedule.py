@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from nnunet_ext.dints.halves import PairedBatches, finish, kept_halves, split_in_halves
+from nnunet_ext.dints.halves import kept_halves, split_in_halves
 from nnunet_ext.dints.options import DiNTSSearchOptions
 from nnunet_ext.dints.schedule import Pace, SearchSchedule
 from nnunet_ext.errors import ConfigurationError
@@ -118,32 +118,3 @@ def test_cases_stay_in_their_half_where_the_fold_has_changed(tmp_path):
     assert len(lines) == 1 and "2 are new, 1 are gone" in lines[0]
     assert kept_halves(path, ["a", "c", "d", "e", "f"], 1, **kwargs)[0] == ["a", "c", "f"]
     assert len(lines) == 1, "nothing has changed since"
-
-
-def test_the_second_batch_comes_only_when_the_architecture_moves():
-    joint = iter([False, True])
-    made = []
-
-    def second():
-        made.append(1)
-        return iter([{"data": 10}])
-
-    pairs = PairedBatches(iter([{"data": 1}, {"data": 2}]), second, lambda: next(joint))
-    assert next(pairs) == {"data": 1} and made == []
-    assert next(pairs) == {"data": 2, "architecture": {"data": 10}} and made == [1]
-
-
-def test_loaders_with_workers_are_ended():
-    class Workers:
-        ended = 0
-
-        def _finish(self):
-            self.ended += 1
-
-    one, two = Workers(), Workers()
-    pairs = PairedBatches(one, lambda: two, lambda: True)
-    pairs.architecture = two
-    pairs.finish()
-    PairedBatches(one, lambda: two, lambda: True).finish()  # the second was never made
-    finish(iter([]))
-    assert (one.ended, two.ended) == (2, 1)

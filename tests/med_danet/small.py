@@ -1,5 +1,6 @@
 """Tiny banks and phantoms for the tests of Med-DANet."""
 
+import numpy as np
 import torch
 
 TINY_BANK = [
@@ -37,6 +38,19 @@ PLAIN_UNET = {
 
 def arch_kwargs(strides, candidates=TINY_BANK):
     return {"strides": strides, "candidates": candidates, "position_size": [32, 32]}
+
+
+class Cases:
+    """Two preprocessed cases as nnU-Net's data sets give them: the first smaller than a tile, half of each empty."""
+
+    identifiers = ("a", "b")
+
+    def load_case(self, name):
+        rng = np.random.default_rng(ord(name))
+        shape = (1, 5, 18, 16) if name == "a" else (1, 14, 20, 16)
+        segmentation = rng.integers(0, 3, shape).astype(np.int8)
+        segmentation[:, shape[1] // 2 :] = 0
+        return rng.normal(size=shape).astype(np.float32), segmentation, None, {}
 
 
 class Fixed(torch.nn.Module):

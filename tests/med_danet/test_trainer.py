@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,26 +20,13 @@ from contract.trainer import (
 )
 from end_to_end.stock import Workspace, make_dataset, segmentations
 from med_danet.ranks import train_one_rank
-from med_danet.small import OPTIONS, TWO, arch_kwargs
+from med_danet.small import OPTIONS, TWO, Cases, arch_kwargs
 
 from nnunet_ext.errors import ConfigurationError
 from nnunet_ext.med_danet.choice import ChoiceMetric, decision_loss, scaled_costs, slice_labels
 from nnunet_ext.med_danet.routing import lowest_nearby
 from nnunet_ext.trainers import med_danet as module
 from nnunet_ext.trainers.whole_cases import tiles_of
-
-
-class Cases:
-    """Two preprocessed cases as nnU-Net's data sets give them: the first smaller than a tile, half of each empty."""
-
-    identifiers = ("a", "b")
-
-    def load_case(self, name):
-        rng = np.random.default_rng(ord(name))
-        shape = (1, 5, 18, 16) if name == "a" else (1, 14, 20, 16)
-        segmentation = rng.integers(0, 3, shape).astype(np.int8)
-        segmentation[:, shape[1] // 2 :] = 0
-        return rng.normal(size=shape).astype(np.float32), segmentation, None, {}
 
 
 class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
@@ -381,6 +369,50 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
         assert 0.5 < highest < float(saved["skip_threshold"]) == pytest.approx(highest + (1 - highest) / 1000)
         assert "slices with foreground were skipped" in self.log_of(trainer)
 
+    @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+    def test_labels_are_made_once_and_are_those_of_each_slice(self, workspace, monkeypatch, configuration):
+        plans, options = self.with_2d(), {"num_epochs": 4, "labels": "once", "slices_per_step": 6}
+        plans["configurations"][configuration]["nnunet_ext"] = {**self.options, **options}
+        trainer = self.build(plans, configuration=configuration)
+        trainer.initialize()
+        cases, ended, asked, learned = Cases(), [], [], []
+        monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (cases, None))
+        trainer.dataloader_train = SimpleNamespace(_finish=lambda: ended.append(True))
+        for _ in range(2):
+            self.run_epoch(trainer)
+        assert trainer._labelled is None and not ended
+        monkeypatch.setattr(module, "slice_labels", lambda *a, **told: asked.append(a[1]) or slice_labels(*a, **told))
+        monkeypatch.setattr(module, "decision_loss", lambda *a: learned.append(a[1]) or decision_loss(*a))
+        monkeypatch.setattr(trainer, "_losses_of_batch", None)  # no batch of nnU-Net's is looked at any more
+        for _ in range(2):
+            self.run_epoch(trainer)
+        labelled = trainer._labelled
+        assert ended == [True] and next(trainer.dataloader_train) == {}
+        assert labelled.places[:, 1].tolist() == [*range(5)] * 2 + [*range(14)] * 2, "18 and 20 rows in windows of 16"
+        assert max(map(len, asked)) == 6 and sum(map(len, asked)) == len(labelled.labels) == 38
+        for (number, z, y, x), label in zip(labelled.places.tolist(), labelled.labels.tolist(), strict=True):
+            image, target = (part[None, :, z, y : y + 16, x : x + 16] for part in trainer._case(cases, "ab"[number]))
+            assert slice_labels(trainer.net.eval(), image, target, trainer.metric).tolist() == [label]
+        size = trainer.batch_size if configuration == "2d" else 6
+        assert [len(labels) for labels in learned] == [size] * 8
+        assert all((labels[: size // 2] > 0).all() for labels in learned) and (torch.cat(learned) == 0).any()
+        assert "Labels of 38 slices of the training cases, made once: skip " in self.log_of(trainer)
+
+    @pytest.mark.parametrize("labels", ["batch", "once"])
+    def test_decisions_that_are_stopped_and_continued_are_the_same(self, workspace, monkeypatch, labels):
+        options = {"num_epochs": 4, "labels": labels, "save_every": 1}
+        whole, resumed = self.build(self.handmade(**options)), self.continued(**options)
+        for trainer in (whole, resumed):
+            monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (Cases(), None))
+        whole.initialize()
+        for _ in range(3):
+            self.run_epoch(whole)
+        resumed.load_checkpoint(f"{whole.output_folder}/checkpoint_latest.pth")
+        assert resumed.current_epoch == 3
+        for trainer in (whole, resumed):
+            self.run_epoch(trainer)
+        assert_equal(resumed.network.state_dict(), whole.network.state_dict())
+
     @pytest.mark.parametrize("labels", [LABELS, REGIONS])
     @pytest.mark.parametrize("epoch", [0, 2])
     def test_a_batch_without_annotation_teaches_nothing(self, workspace, epoch, labels):
@@ -440,14 +472,16 @@ class TestMedDANetTrainer(TrainerContract, on_request=STOCK_COMMANDS):
     def test_two_ranks_stay_equal_across_both_borders(self, workspace):
         torch.multiprocessing.spawn(train_one_rank, (str(workspace.root), workspace.folders), nprocs=2)
         first, second = (torch.load(workspace.root / f"rank{rank}") for rank in (0, 1))
-        assert first["epochs"] == second["epochs"] == 3
-        assert first["data"] != second["data"]
-        for one, other in zip(first["weights"], second["weights"], strict=True):
-            assert_equal(one, other)
-        assert any(
-            not torch.equal(a, b)
-            for a, b in zip(first["weights"][0].values(), first["weights"][2].values(), strict=True)
-        )
+        for kind in ("batch", "once"):
+            one, other = first[kind], second[kind]
+            assert one["epochs"] == other["epochs"] == 3
+            assert one["data"] != other["data"]
+            for ours, theirs in zip(one["weights"], other["weights"], strict=True):
+                assert_equal(ours, theirs)
+            before, after = (weights.values() for weights in (one["weights"][0], one["weights"][2]))
+            assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert_equal(first["once"]["labels"], second["once"]["labels"])
+        assert len(first["once"]["labels"]) == 38, "each rank labels one of the two cases, and knows both"
 
     @pytest.mark.slow
     def test_2d_through_the_stock_commands(self, planned, tmp_path):

@@ -9,9 +9,10 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from contract.trainer import LABELS, REGIONS, STRIDES
 from end_to_end.stock import handmade_plans
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.trainers.whole_cases import case_of, tiles_of
+from nnunet_ext.trainers.whole_cases import StoredSlices, case_of, corners, tiles_of
 
 
 def nnunets_tiles(image, patch):
@@ -102,3 +103,40 @@ def test_a_cascades_earlier_segmentation_becomes_channels():
     previous = np.array([0, 1, 2, 2]).reshape(1, 1, 4)
     image, _ = case_of(Stored([0, 1, 2, 1], previous), "a", labels_of(LABELS), cascaded=True)
     assert image[:, 0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "expected"),
+    [(16, 16, [0]), (17, 16, [0, 1]), (40, 16, [0, 12, 24]), (48, 16, [0, 16, 32]), (9, 16, [-4]), (10, 16, [-3])],
+)
+def test_windows_cover_an_image_and_no_more_of_them_than_needed(whole, part, expected):
+    assert corners([whole, part], [part, part]) == [expected, [0]]
+    covered = {k for first in expected for k in range(first, first + part)}
+    assert covered >= set(range(whole))
+
+
+def test_slices_are_cut_out_of_stored_cases(tmp_path):
+    rng, names = np.random.default_rng(0), ("b", "a")
+    images = {name: rng.normal(size=(2, 3, 9, 20)).astype(np.float32) for name in names}
+    labels = {name: rng.integers(-1, 3, (1, 3, 9, 20)).astype(np.int8) for name in names}
+    for name in names:
+        nnUNetDatasetBlosc2.save_case(images[name], labels[name], {}, str(tmp_path / name))
+    stored = StoredSlices(nnUNetDatasetBlosc2(str(tmp_path)), (12, 16), labels_of(LABELS))
+    assert stored.names == ["a", "b"]
+    parts = list(stored.of_case(1))
+    assert [places[:, 2:].unique(dim=0).tolist() for places, _, _ in parts] == [[[-2, 0]], [[-2, 4]]]
+    for places, slices, target in parts:
+        assert places[:, :2].tolist() == [[1, 0], [1, 1], [1, 2]]
+        x = int(places[0, 3])
+        for z in range(3):
+            image, true = (np.pad(v["b"][:, z, :, x : x + 16], [(0, 0), (2, 1), (0, 0)]) for v in (images, labels))
+            assert torch.equal(slices[z], torch.from_numpy(image))
+            assert torch.equal(target[z], torch.from_numpy(np.maximum(true, 0).astype(np.int16)))
+        assert torch.equal(stored.at(places[[2, 0]]), slices[[2, 0]])
+
+
+def test_a_box_of_a_cascade_has_its_earlier_segmentation():
+    previous = np.array([0, 1, 2, 2]).reshape(1, 1, 4)
+    case = Stored([0, 1, 2, 1], previous)
+    image, target = case_of(case, "a", labels_of(LABELS), True, [(0, 1), (0, 1), (2, 5)])
+    assert image[:, 0, 0].tolist() == [[2, 3, 0], [0, 0, 0], [1, 1, 0]] and target.flatten().tolist() == [2, 1, 0]
