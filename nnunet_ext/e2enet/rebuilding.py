@@ -226,20 +226,61 @@ def _passed(module: nn.Module | None, source: Tensor) -> Tensor:
     """The source through its module, without gradients."""
     if module is None:
         return source
-    if type(module) is nn.MaxPool3d and source.is_cpu and _unchanged(module) and module.stride == module.kernel_size:
-        return _maxima(source, module.kernel_size)
-    return module(source)
+    return _maxima(source, module.kernel_size) if _pools_by_maxima(module, source) else module(source)
 
 
-def _maxima(x: Tensor, sizes: Any) -> Tensor:
-    """torch's max-pooling with windows of `sizes` side by side, which on a CPU takes five times as long."""
-    for axis, size in enumerate(sizes, start=2):
-        whole = x.shape[axis] // size * size
-        parts = [x[(slice(None),) * axis + (slice(k, whole, size),)] for k in range(size)]
-        for part in parts[1:]:
-            parts[0] = torch.maximum(parts[0], part)
-        x = parts[0]
+def _pools_by_maxima(module: Any, source: Tensor) -> bool:
+    """Whether this is max-pooling that torch computes slowly: on a CPU, with windows of 1 or 2 side by side."""
+    if type(module) is not nn.MaxPool3d or not source.is_cpu or not _unchanged(module):
+        return False
+    return module.stride == module.kernel_size and set(module.kernel_size) <= {1, 2}
+
+
+def _maxima(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """torch's max-pooling, which on a CPU takes ten times as long."""
+    for axis in _halved(sizes):
+        x = torch.maximum(*_pair(x, axis))
     return x
+
+
+class _Maxima(torch.autograd.Function):
+    """`_maxima` with gradients: as torch's, to the first of the largest of a window in the order of D, H, W.
+
+    So the innermost axis comes first. Masks are differences: torch's comparisons and selections are slow on CPUs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.steps, gains = [], []
+        for axis in reversed(_halved(sizes)):
+            first, second = _pair(x, axis)
+            ctx.steps.append((axis, x.shape))
+            gains.append(second - first)
+            x = torch.maximum(first, second)
+        ctx.save_for_backward(*gains)
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        for (axis, shape), gain in zip(reversed(ctx.steps), reversed(ctx.saved_tensors), strict=True):
+            whole = gradient.new_zeros(shape) if shape[axis] % 2 else gradient.new_empty(shape)
+            first, second = _pair(whole, axis)
+            later = torch.ops.aten.threshold_backward(gradient, gain, 0)  # where the gain is above 0
+            torch.sub(gradient, later, out=first)
+            second.copy_(later)
+            gradient = whole
+        return gradient, None
+
+
+def _halved(sizes: Sequence[int]) -> list[int]:
+    return [axis for axis, size in enumerate(sizes, start=2) if size == 2]
+
+
+def _pair(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Every first and every second slice along an axis; of an odd number the last is left out."""
+    before, whole = (slice(None),) * axis, x.shape[axis] // 2 * 2
+    return x[(*before, slice(0, whole, 2))], x[(*before, slice(1, whole, 2))]
 
 
 def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
@@ -277,7 +318,10 @@ class _Branch:
             source = written(source).requires_grad_(wanted)
             self._leaves = [source, *parameters.values()]
             with torch.enable_grad(), autocast():
-                output = functional_call(module, parameters, (source,))
+                if _pools_by_maxima(module, source):
+                    output = _Maxima.apply(source, module.kernel_size)
+                else:
+                    output = functional_call(module, parameters, (source,))
             self._dtype, self._output = output.dtype, output.detach()
             self._edge = get_gradient_edge(output) if output.requires_grad else None
 

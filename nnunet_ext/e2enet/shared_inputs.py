@@ -22,6 +22,7 @@ from nnunet_ext.e2enet.masked import Connections, SparseConnections, active_kern
 from nnunet_ext.layers.convolutions import convolution_gradients
 
 Shifts = Sequence[tuple[int, int]]
+AT_ONCE = 4096  # voxels of a volume up to which its groups cost more by themselves than by their products
 SMALL = 20480  # B C D H of what torch's convolution on CPUs keeps from oneDNN (`use_mkldnn` in ATen's Convolution.cpp)
 
 
@@ -133,7 +134,7 @@ class SharedInputs(SparseConnections):
 
 
 class _Group(NamedTuple):
-    """The convolution of one group: its bias, and what `convolution_gradients` asks for."""
+    """The convolution of one group, or of all: its bias, and what `convolution_gradients` asks for."""
 
     bias: Tensor | None
     out_channels: int
@@ -144,16 +145,16 @@ class _Group(NamedTuple):
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         convolve: Any = F.conv2d if x.ndim == 4 else F.conv3d
-        return convolve(x, weight, self.bias, self.stride, self.padding)
+        return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class SharedInputConv3d(SharedInputs, nn.Conv3d):
     """`nn.Conv3d` of stride 1 whose outputs share their inputs in blocks.
 
     Without gradients on a CPU each group's channels are copied alone, out of the sources and shifted on the way, and
-    the result goes to its place: nothing is concatenated. Elsewhere, with gradients, and under torch.compile, it is one
-    gather and a convolution with groups; `rebuilding.py` trains by the first way, with `gradients`. With
-    `nnUNet_ext_fused=1` both are those of `grouped.py`.
+    the result goes to its place: nothing is concatenated. For small volumes, elsewhere, with gradients, and under
+    torch.compile, it is one gather and a convolution with groups; `rebuilding.py` trains by the ways without gradients,
+    with `gradients`. With `nnUNet_ext_fused=1` both are those of `grouped.py`.
     """
 
     def __init__(
@@ -175,9 +176,9 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         if not gathered and not torch.is_grad_enabled() and by_triton(sources[0]) and grouped.applies(self, sources):
             return grouped.convolve(self, sources, shifts)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if gathered or traced or torch.is_grad_enabled() or not _reads_sources(sources[0]):
+        if gathered or traced or torch.is_grad_enabled() or not _reads_sources(sources[0]) or _at_once(sources[0]):
             x = sources[0] if gathered else self.gather(sources, shifts)
-            return F.conv3d(x, self.values.flatten(0, 1), self.bias, padding=self.padding, groups=len(self.inputs))
+            return self._all_groups()(x, self.values.flatten(0, 1))
         out = None
         sources, shifts = self._readable(sources, shifts)
         axis = self._batched_axis(sources[0])
@@ -204,6 +205,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             sources: what `forward` read.
             values: in the place of the module's own.
         """
+        if _at_once(sources[0]):
+            return self._gradients_at_once(gradient, sources, list(shifts), values, wanted)
         given, given_shifts = sources, list(shifts)
         sources, shifts = self._readable(sources, shifts)
         of_sources = [torch.zeros_like(source, dtype=gradient.dtype) for source in sources] if wanted[0] else None
@@ -227,6 +230,22 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             counts = [source.shape[1] for source in given]
             of_sources = split_shifted(of_sources[0], counts, given_shifts, self.shift_axis)
         return of_sources, of_values, of_bias
+
+    def _gradients_at_once(
+        self, gradient: Tensor, sources: Sequence[Tensor], shifts: Shifts, values: Tensor, wanted: Sequence[bool]
+    ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
+        channels = [source.shape[1] for source in sources]
+        x, weight = self.gather(sources, shifts), values.flatten(0, 1)
+        gx, gw, gb = convolution_gradients(self._all_groups(), gradient, x, weight, wanted)
+        of_values = None if gw is None else gw.view_as(values).to(values.dtype)
+        if gx is None:
+            return None, of_values, gb
+        of_all = gx.new_zeros(len(gx), sum(channels), *gx.shape[2:]).index_add_(1, self.inputs.flatten(), gx)
+        return split_shifted(of_all, channels, list(shifts), self.shift_axis), of_values, gb
+
+    def _all_groups(self) -> "_Group":
+        padding: Any = self.padding
+        return _Group(self.bias, self.out_channels, (1, 1, 1), padding, (1, 1, 1), len(self.inputs))
 
     def _readable(self, sources: Sequence[Tensor], shifts: Shifts) -> tuple[list[Tensor], Shifts]:
         """What the groups' channels are copied from."""
@@ -277,6 +296,10 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
 def _reads_sources(x: Tensor) -> bool:
     """Off the CPU the concatenation is read: copies out of the sources need the inputs on the host, at every step."""
     return x.is_cpu
+
+
+def _at_once(x: Tensor) -> bool:
+    return x.is_cpu and math.prod(x.shape[2:]) <= AT_ONCE
 
 
 def _slices(x: Tensor, axis: int | None) -> Tensor:
