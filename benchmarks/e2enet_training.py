@@ -3,7 +3,8 @@
     python benchmarks/e2enet_training.py --patch 64 --rounds 3 --out benchmarks/results/e2enet_training.json
     python benchmarks/e2enet_training.py --summary --out benchmarks/results/e2enet_training.json
     python benchmarks/e2enet_training.py --patch 64 --networks E2ENet s80_blocks s90_blocks "nnU-Net PlainConvUNet" \
-        --allocators "freed memory kept" --out benchmarks/results/e2enet_blocks.json   # and again with --precision bf16
+        --allocators "freed memory kept" --out benchmarks/results/e2enet_blocks.json   # again with --precision bf16,
+                                                                                       # and --patch 20 128 128
 
 A step is nnU-Net's: forward, backward, gradients clipped to 12, SGD with Nesterov momentum; E2ENet's has its topology.
 Each figure comes from a process of its own, which makes `--steps` steps, the first to warm up: the processor time of
@@ -17,6 +18,7 @@ medians over the rounds of the ratios within a round. Needs torch and dynamic-ne
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from packed_inference import strides_of
 from torch import nn
 
 from nnunet_ext.costs.complexity import kept_elements
@@ -37,20 +40,20 @@ from nnunet_ext.e2enet.presets import PRESETS
 from nnunet_ext.e2enet.topology import DynamicTopology
 from nnunet_ext.prediction.memory import keep_freed_memory
 
-STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
 PLAIN, LEAN, UNET = "E2ENet, memory_efficient false", "E2ENet", "nnU-Net PlainConvUNet"
 BLOCKS = ("s80_blocks", "s90_blocks")  # presets
 NETWORKS = (PLAIN, LEAN, *BLOCKS, UNET)
 ALLOCATORS = ("as the system does", "freed memory kept")
 
 
-def build(name):
+def build(name, patch):
     torch.manual_seed(0)
+    strides = strides_of(patch)
     if name != UNET:
         options = PRESETS[name] if name in BLOCKS else {"memory_efficient": name == LEAN}
-        return E2ENet(1, 16, strides=STRIDES, deep_supervision=True, **options)
+        return E2ENet(1, 16, strides=strides, deep_supervision=True, **options)
     return PlainConvUNet(
-        1, 6, [32, 64, 128, 256, 320, 320], nn.Conv3d, 3, STRIDES, 2, 16, 2, conv_bias=True,
+        1, 6, [32, 64, 128, 256, 320, 320], nn.Conv3d, 3, strides, 2, 16, 2, conv_bias=True,
         norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True}, deep_supervision=True,
     )  # fmt: skip
@@ -83,9 +86,9 @@ def measure(name, allocator, patch, steps, precision):
     if allocator == ALLOCATORS[1] and not keep_freed_memory():
         raise SystemExit("the C library cannot keep freed memory")
     torch.set_num_threads(1)
-    network = build(name)
-    kept = kept_elements(network, torch.empty(1, 1, *[patch] * 3, device="meta")) / patch**3
-    optimizer, x = optimizer_of(network), torch.randn(1, 1, *[patch] * 3)
+    network = build(name, patch)
+    kept = kept_elements(network, torch.empty(1, 1, *patch, device="meta")) / math.prod(patch)
+    optimizer, x = optimizer_of(network), torch.randn(1, 1, *patch)
     before, seconds = largest_mib(), []
     for _ in range(steps):
         start = time.process_time()
@@ -102,14 +105,19 @@ def profile(name, patch):
     """Shares of the operations in a step, freed memory kept."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    network = build(name)
-    optimizer, x = optimizer_of(network), torch.randn(1, 1, *[patch] * 3)
+    network = build(name, patch)
+    optimizer, x = optimizer_of(network), torch.randn(1, 1, *patch)
     step(network, optimizer, x)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         step(network, optimizer, x)
     events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
     whole = sum(event.self_cpu_time_total for event in events)
     return {event.key: round(event.self_cpu_time_total / whole, 3) for event in events[:12]}
+
+
+def shown(patch):
+    """As it is in the file: the edge of a cube, or "DxHxW"."""
+    return patch[0] if len(set(patch)) == 1 else "x".join(map(str, patch))
 
 
 def read(path):
@@ -133,13 +141,13 @@ def run_rounds(args):
     cells = list(product(args.networks, args.allocators))
     for number in range(args.rounds):
         for name, allocator in cells:
-            key = {"patch": args.patch, "network": name, "allocator": allocator, "round": number}
+            key = {"patch": shown(args.patch), "network": name, "allocator": allocator, "round": number}
             if args.precision != "fp32":
                 key["precision"] = args.precision
             content = read(args.out)
             if any({"precision": None, **key}.items() <= {"precision": None, **row}.items() for row in content["rows"]):
                 continue
-            words = ["--measure", name, "--allocators", allocator, "--patch", args.patch, "--steps", args.steps]
+            words = ["--measure", name, "--allocators", allocator, "--patch", *args.patch, "--steps", args.steps]
             words += ["--precision", args.precision]
             content["rows"].append({**key, "steps": args.steps, **in_a_process(*words)})
             write(args.out, content)
@@ -152,7 +160,7 @@ def summary(rows):
         key = (row["patch"], row["allocator"], row.get("precision", "fp32"), row["network"])
         cells.setdefault(key, {})[row["round"]] = row
     for (patch, allocator, precision, name), by_round in cells.items():
-        parts = [f"{patch}^3, {allocator}, {precision}, {name}:"]
+        parts = [f"{patch}, {allocator}, {precision}, {name}:"]
         for figure in ("kept by voxel", "peak MiB", "seconds"):
             parts.append(f"{figure} {statistics.median(row[figure] for row in by_round.values()):g}")
             others = cells.get((patch, allocator, precision, UNET), {})
@@ -164,7 +172,7 @@ def summary(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, default=64, help="edge of the cube, a multiple of 32")
+    parser.add_argument("--patch", type=int, nargs="+", default=[64], help="D H W, or the edge of a cube")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[PLAIN, LEAN, UNET])
@@ -175,12 +183,13 @@ def main():
     parser.add_argument("--summary", action="store_true", help="prints what the file has")
     parser.add_argument("--out", type=Path, default=Path("e2enet_training.json"))
     args = parser.parse_args()
+    args.patch = args.patch * 3 if len(args.patch) == 1 else args.patch
     if args.measure:
         print(json.dumps(measure(args.measure, args.allocators[0], args.patch, args.steps, args.precision)))
     elif args.profile:
         content = read(args.out)
         shares = profile(args.profile, args.patch)
-        content["profiles"].append({"patch": args.patch, "network": args.profile, "shares": shares})
+        content["profiles"].append({"patch": shown(args.patch), "network": args.profile, "shares": shares})
         write(args.out, content)
     elif args.summary:
         summary(read(args.out)["rows"])

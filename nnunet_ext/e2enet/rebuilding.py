@@ -26,7 +26,7 @@ from nnunet_ext.e2enet import grouped
 from nnunet_ext.e2enet.depth_shift import shifted_concat, split_shifted
 from nnunet_ext.e2enet.fused import Pending, by_triton, concatenate, written
 from nnunet_ext.e2enet.masked import KernelSlots, MaskedConv3d, SparseConnections
-from nnunet_ext.e2enet.shared_inputs import SharedInputConv3d
+from nnunet_ext.e2enet.shared_inputs import Read, SharedInputConv3d, SharedInputConvTranspose3d, reads_alone
 from nnunet_ext.layers.convolutions import convolution_gradients
 from nnunet_ext.layers.precision import same_autocast
 
@@ -121,10 +121,10 @@ def _normalised(z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.batch_norm(rows, scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0, False).view_as(z)
 
 
-def convolve(conv: Any, parts: list[Tensor], shifts: Shifts, axis: int) -> Tensor:
-    """`conv` of the shifted concatenation of `parts`, which one with shared inputs does without."""
+def convolve(conv: Any, parts: list[Tensor], shifts: Any, axis: int, inputs: Tensor | None = None) -> Tensor:
+    """`conv` of the shifted concatenation of `parts`, which one with shared inputs does without; these: of `Read`."""
     if isinstance(conv, SharedInputConv3d):
-        return conv(parts, shifts)
+        return conv(parts, shifts, inputs=inputs)
     return conv(shifted_concat(parts, shifts, axis))
 
 
@@ -159,18 +159,32 @@ class _Reading:
     def buffers(self, conv: nn.Module) -> list[Tensor]:
         return [b for module in (conv, *self.through) if module is not None for b in module.buffers()]
 
+    def read(self, conv: Any, sources: Sequence[Tensor], fused: bool) -> Read:
+        """What is read of the sources; all of them but where it is copied out of them group by group."""
+        channels = [self._channels(*pair) for pair in zip(self.through, sources, strict=True)]
+        if fused or None in channels or not isinstance(conv, SharedInputConv3d) or not reads_alone(sources[0]):
+            return Read([None for _ in sources], None, self.shifts)
+        return Read.of(conv, channels, self.shifts, [module is not None for module in self.through])
+
+    @staticmethod
+    def _channels(module: Any, source: Tensor) -> Any:
+        """Of the part, where it is known how to make some of them alone; else None."""
+        if module is None or _pools_by_maxima(module, source):
+            return source.shape[1]
+        return module.out_channels if type(module) is SharedInputConvTranspose3d and _unchanged(module) else None
+
     def gradients(
-        self, conv: Any, grad: Tensor, parts: list[Any], stored: Tensor, wanted: Sequence[bool], fused: bool
+        self, conv: Any, grad: Tensor, parts: list[Any], stored: Tensor, wanted: Sequence[bool], fused: bool, read: Read
     ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
         """Of the parts, which this takes out of their list, of what is `stored` of the weight, and of the bias.
 
-        `fused`: as the forward pass was, whatever is asked for now.
+        `fused`, `read`: as the forward pass was, whatever is asked for now.
         """
         if isinstance(conv, SharedInputConv3d):
             parts = [written(part) for part in parts]
             if fused and grouped.applies(conv, parts):
                 return grouped.gradients(conv, grad, parts, self.shifts, stored, wanted)
-            return conv.gradients(grad, parts, self.shifts, stored, wanted)
+            return conv.gradients(grad, parts, read.shifts, stored, wanted, read.inputs)
         channels = [part.shape[1] for part in parts]
         x = concatenate(parts, self.shifts, self.axis)
         parts.clear()
@@ -188,14 +202,15 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, conv: Any, reading: _Reading, made_of: list[_MadeOf | None], stored: Tensor, bias: Any, *rest: Tensor
     ) -> Tensor:
         sources, parameters = rest[: len(made_of)], rest[len(made_of) :]
-        parts = [_passed(module, source) for module, source in zip(reading.through, sources, strict=True)]
         ctx.conv, ctx.reading, ctx.fused = conv, reading, by_triton(sources[0])
+        ctx.read = read = reading.read(conv, sources, ctx.fused)
+        parts = [_passed(*given) for given in zip(reading.through, sources, read.rows, strict=True)]
         ctx.slopes = [None if m is None else m.slope for m in made_of]
         ctx.autocast = same_autocast(stored.device)
         kept = [t for s, m in zip(sources, made_of, strict=True) for t in ((s,) if m is None else m[:4])]
         # Buffers are saved so that torch notices where the topology moves before the backward pass.
         ctx.save_for_backward(stored, *parameters, *kept, *reading.buffers(conv))
-        return convolve(conv, parts, reading.shifts, reading.axis)
+        return convolve(conv, parts, read.shifts, reading.axis, read.inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -211,6 +226,7 @@ class _Convolution(torch.autograd.Function):
             stored,
             [flows_back, *ctx.needs_input_grad[3:5]],
             ctx.fused,
+            ctx.read,
         )
         if parts is None:
             return None, None, None, gw, gb, *(None for _ in ctx.needs_input_grad[5:])
@@ -222,18 +238,25 @@ class _Convolution(torch.autograd.Function):
         return None, None, None, gw, gb, *of_sources, *of_parameters
 
 
-def _passed(module: nn.Module | None, source: Tensor) -> Tensor:
-    """The source through its module, without gradients."""
+def _passed(module: Any, source: Tensor, rows: Tensor | None) -> Tensor:
+    """The source through its module, or those channels of it, without gradients."""
     if module is None:
         return source
-    return _maxima(source, module.kernel_size) if _pools_by_maxima(module, source) else module(source)
+    if _pools_by_maxima(module, source):
+        return _maxima(source if rows is None else source.index_select(1, rows), _sizes(module))
+    return module(source) if rows is None else module(source, rows=rows)
 
 
 def _pools_by_maxima(module: Any, source: Tensor) -> bool:
     """Whether this is max-pooling that torch computes slowly: on a CPU, with windows of 1 or 2 side by side."""
     if type(module) is not nn.MaxPool3d or not source.is_cpu or not _unchanged(module):
         return False
-    return module.stride == module.kernel_size and set(module.kernel_size) <= {1, 2}
+    return module.stride == module.kernel_size and set(_sizes(module)) <= {1, 2}
+
+
+def _sizes(pool: nn.MaxPool3d) -> tuple[int, ...]:
+    sizes = pool.kernel_size
+    return (sizes,) * 3 if isinstance(sizes, int) else tuple(sizes)
 
 
 def _maxima(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -279,8 +302,8 @@ def _halved(sizes: Sequence[int]) -> list[int]:
 
 def _pair(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Every first and every second slice along an axis; of an odd number the last is left out."""
-    before, whole = (slice(None),) * axis, x.shape[axis] // 2 * 2
-    return x[(*before, slice(0, whole, 2))], x[(*before, slice(1, whole, 2))]
+    pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+    return pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
 
 
 def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
@@ -289,18 +312,26 @@ def _branches(ctx: Any, saved: list[Tensor]) -> "list[_Branch]":
     count = sum(map(len, reading.names))
     parameters, kept = saved[:count], saved[count:]
     branches = []
-    for module, names, slope, wants in zip(reading.through, reading.names, ctx.slopes, wanted, strict=False):
+    sources = zip(reading.through, reading.names, ctx.slopes, ctx.read.rows, wanted, strict=False)
+    for module, names, slope, rows, wants in sources:
         source: Any
+        alone = rows if type(module) is nn.MaxPool3d else None  # whose channels need no others
         if slope is None:
             source = kept.pop(0).detach()
+            channels = source.shape[1]
+            source = source if alone is None else source.index_select(1, alone)
         else:
             z, mean, scale, bias = (kept.pop(0) for _ in range(4))
+            channels = z.shape[1]
+            if alone is not None:
+                mean, scale, bias = (t.view(len(z), -1).index_select(1, alone).flatten() for t in (mean, scale, bias))
+                z = z.index_select(1, alone)
             if ctx.fused:
                 source = Pending(z, mean, scale, bias, slope)
             else:
                 source = F.leaky_relu_(_normalised(z, mean, scale, bias), slope)
         own = {name: parameters.pop(0).detach().requires_grad_() for name in names}
-        branches.append(_Branch(module, source, wants, own, ctx.autocast))
+        branches.append(_Branch(module, source, wants, own, ctx.autocast, rows, channels))
     return branches
 
 
@@ -308,20 +339,29 @@ class _Branch:
     """One source in the backward pass: its part of what the convolution reads, and the way back."""
 
     def __init__(
-        self, module: nn.Module | None, source: Any, wanted: bool, parameters: dict[str, Tensor], autocast: Any
+        self,
+        module: nn.Module | None,
+        source: Any,
+        wanted: bool,
+        parameters: dict[str, Tensor],
+        autocast: Any,
+        rows: Tensor | None,
+        channels: int,
     ) -> None:
-        """`source`: a tensor or a `Pending`; `wanted`: whether its gradient is."""
+        """`wanted`: the gradient of the source, a tensor or a `Pending`; of one that is pooled it has the `rows`."""
         self._leaves: list[Tensor] | None = None
         self._output: Any = source
+        self._rows, self._channels = rows if type(module) is nn.MaxPool3d else None, channels
         self._dtype = (source.z if isinstance(source, Pending) else source).dtype
         if module is not None:
             source = written(source).requires_grad_(wanted)
             self._leaves = [source, *parameters.values()]
             with torch.enable_grad(), autocast():
-                if _pools_by_maxima(module, source):
-                    output = _Maxima.apply(source, module.kernel_size)
+                if isinstance(module, nn.MaxPool3d) and _pools_by_maxima(module, source):
+                    output = _Maxima.apply(source, _sizes(module))
                 else:
-                    output = functional_call(module, parameters, (source,))
+                    some = None if rows is None else {"rows": rows}
+                    output = functional_call(module, parameters, (source,), some)
             self._dtype, self._output = output.dtype, output.detach()
             self._edge = get_gradient_edge(output) if output.requires_grad else None
 
@@ -343,4 +383,9 @@ class _Branch:
             return [None for _ in self._leaves]
         wanted = [leaf for leaf in self._leaves if leaf.requires_grad]
         found = iter(torch.autograd.grad(self._edge, wanted, grad))
-        return [next(found) if leaf.requires_grad else None for leaf in self._leaves]
+        gradients = [next(found) if leaf.requires_grad else None for leaf in self._leaves]
+        if self._rows is not None and gradients[0] is not None:
+            some = gradients[0]
+            whole = some.new_zeros(len(some), self._channels, *some.shape[2:])
+            gradients[0] = whole.index_copy_(1, self._rows, some)
+        return gradients

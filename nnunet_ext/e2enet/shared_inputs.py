@@ -166,11 +166,17 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         self.init_groups(density, connection_block, fan_in_multiple)
         self.shift_axis = self.kernel_size.index(1) if 1 in self.kernel_size else 0  # spatial: 0 = D
 
-    def forward(self, input: Tensor | Sequence[Tensor], shifts: Shifts = (), gathered: bool = False) -> Tensor:
+    def forward(
+        self,
+        input: Tensor | Sequence[Tensor],
+        shifts: Shifts = (),
+        gathered: bool = False,
+        inputs: Tensor | None = None,
+    ) -> Tensor:
         """`[B, C_in, D, H, W]`, or several tensors with as many channels in all, -> `[B, C_out, D', H', W']`.
 
         `shifts`: of the channels along the axis on which the kernel is 1, as `channel_shifts` gives them. `gathered`:
-        the input is what `gather` has made.
+        the input is what `gather` has made. `inputs`: of `Read`, where the tensors have only what is read.
         """
         sources = [input] if isinstance(input, Tensor) else list(input)
         if not gathered and not torch.is_grad_enabled() and by_triton(sources[0]) and grouped.applies(self, sources):
@@ -182,7 +188,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         out = None
         sources, shifts = self._readable(sources, shifts)
         axis = self._batched_axis(sources[0])
-        for number, channels, order, group in self._groups(axis):
+        for number, channels, order, group in self._groups(axis, inputs):
             x = self._gathered(sources, channels, shifts, axis)
             z = _volume(group(_slices(x, axis), self._kernel(self.values, number, order, axis)), axis, x)
             if out is None:
@@ -196,13 +202,19 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         return shifted_concat(list(sources), list(shifts), self.shift_axis).index_select(1, self.inputs.flatten())
 
     def gradients(
-        self, gradient: Tensor, sources: Sequence[Tensor], shifts: Shifts, values: Tensor, wanted: Sequence[bool]
+        self,
+        gradient: Tensor,
+        sources: Sequence[Tensor],
+        shifts: Shifts,
+        values: Tensor,
+        wanted: Sequence[bool],
+        inputs: Tensor | None = None,
     ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
         """The gradients of sources, values and bias; `wanted` says which of the three, the others are None.
 
         Args:
             gradient: of the result, `[B, C_out, D', H', W']`.
-            sources: what `forward` read.
+            sources, shifts, inputs: what `forward` read.
             values: in the place of the module's own.
         """
         if _at_once(sources[0]):
@@ -214,7 +226,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         of_bias = gradient.new_empty(self.out_channels) if wanted[2] and self.bias is not None else None
         asked = [part is not None for part in (of_sources, of_values, of_bias)]
         axis = self._batched_axis(sources[0])
-        for number, channels, order, group in self._groups(axis):
+        for number, channels, order, group in self._groups(axis, inputs):
             x, outputs = self._gathered(sources, channels, shifts, axis), self._outputs(number)
             gz = _slices(gradient[:, outputs], axis).contiguous()
             weight = self._kernel(values, number, order, axis)
@@ -236,7 +248,8 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
     ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
         channels = [source.shape[1] for source in sources]
         x, weight = self.gather(sources, shifts), values.flatten(0, 1)
-        gx, gw, gb = convolution_gradients(self._all_groups(), gradient, x, weight, wanted)
+        asked = [*wanted[:2], wanted[2] and self.bias is not None]
+        gx, gw, gb = convolution_gradients(self._all_groups(), gradient, x, weight, asked)
         of_values = None if gw is None else gw.view_as(values).to(values.dtype)
         if gx is None:
             return None, of_values, gb
@@ -261,9 +274,9 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         small = x.is_cpu and len(x) == 1 and self.inputs.shape[1] * x.shape[2] * x.shape[3] <= SMALL
         return self.shift_axis if small and self.kernel_size[self.shift_axis] == 1 else None
 
-    def _groups(self, axis: int | None) -> Iterator[tuple[int, Tensor, Tensor, _Group]]:
+    def _groups(self, axis: int | None, inputs: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor, _Group]]:
         """Of each group: its number, its input channels ascending, their slots, and its convolution."""
-        ascending, order = self.inputs.sort(1)
+        ascending, order = (self.inputs if inputs is None else inputs).sort(1)
         padding: Any = tuple(self.padding[k] for k in range(3) if k != axis)
         ones = (1,) * len(padding)
         for number in range(len(self.inputs)):
@@ -291,6 +304,42 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
             out = x.new_empty(sizes, dtype=dtype).movedim(1, axis + 2)
         gather_shifted(list(sources), channels, list(shifts), self.shift_axis, out)
         return out
+
+
+class Read(NamedTuple):
+    """What the groups of a `SharedInputConv3d` read of its sources, where those are made for it and may leave out more.
+
+    Attributes:
+        rows: for each source the channels to be made, ascending, at least one; None where it is there as a whole.
+        inputs, shifts: the module's and the block's, of the channels that are left.
+    """
+
+    rows: list[Tensor | None]
+    inputs: Tensor | None
+    shifts: Shifts
+
+    @classmethod
+    def of(cls, conv: SharedInputConv3d, channels: Sequence[int], shifts: Shifts, made: Sequence[bool]) -> "Read":
+        """Of sources with so many `channels`, of which some are `made` for this convolution."""
+        reads = torch.zeros(conv.candidates, dtype=torch.bool).index_fill_(0, conv.inputs.flatten(), True)
+        rows: list[Tensor | None] = []
+        left, first = [], 0
+        for count, is_made in zip(channels, made, strict=True):
+            there = reads[first : first + count].nonzero()[:, 0] if is_made else torch.arange(count)
+            there = there if len(there) else torch.zeros(1, dtype=torch.int64)
+            rows.append(there if is_made else None)
+            left.append(there + first)
+            first += count
+        kept = torch.cat(left)
+        ends = torch.tensor([size for size, _ in shifts]).cumsum(0)
+        sizes = torch.searchsorted(kept, ends).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+        moved = [(size, shift) for size, (_, shift) in zip(sizes, shifts, strict=True) if size]
+        return cls(rows, torch.searchsorted(kept, conv.inputs), moved)
+
+
+def reads_alone(x: Tensor) -> bool:
+    """Whether a convolution of volumes like `x [B, C, D, H, W]` copies channels group by group out of its sources."""
+    return _reads_sources(x) and not _at_once(x)
 
 
 def _reads_sources(x: Tensor) -> bool:
@@ -331,15 +380,31 @@ class SharedInputConvTranspose3d(SharedInputs, nn.ConvTranspose3d):
         nn.ConvTranspose3d.__init__(self, in_channels, out_channels, stride, stride, bias=bias)
         self.init_groups(density, connection_block, fan_in_multiple)
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None, rows: Tensor | None = None) -> Tensor:
         """`[B, C_in, D, H, W]` -> `[B, C_out, D', H', W']`, larger by the stride.
 
         No two taps meet: one matrix product a group gives the taps of all its outputs, which then go to their places.
+        `rows`: the output channels to be computed, ascending; None for all.
         """
         groups, block, fan_in = self.values.shape[:3]
         batch, _, *size = input.shape
         x = input.index_select(1, self.inputs.flatten()).view(batch, groups, fan_in, -1)
-        y = self.values.flatten(3).transpose(2, 3).reshape(groups, -1, fan_in) @ x
-        y = y.view(batch, groups * block, *self.kernel_size, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        y = y.reshape(batch, groups * block, *(n * k for n, k in zip(size, self.kernel_size, strict=True)))
-        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None, None]
+        if rows is None:
+            y = self._taps(self.values.flatten(3).transpose(2, 3).reshape(groups, -1, fan_in) @ x, size)
+        else:
+            parts = []
+            for number, (values, read) in enumerate(zip(self.values.unbind(0), x.unbind(1), strict=True)):
+                wanted = rows[(rows >= number * block) & (rows < (number + 1) * block)] - number * block
+                if len(wanted):
+                    weight = values.index_select(0, wanted).flatten(2).transpose(1, 2).reshape(-1, fan_in)
+                    parts.append(self._taps(weight @ read, size))
+            y = torch.cat(parts, 1)
+        y = y.reshape(batch, -1, *(n * k for n, k in zip(size, self.kernel_size, strict=True)))
+        if self.bias is None:
+            return y
+        bias = self.bias if rows is None else self.bias.index_select(0, rows)
+        return y + bias.to(y.dtype)[:, None, None, None]
+
+    def _taps(self, products: Tensor, size: Sequence[int]) -> Tensor:
+        """Rows of channels and taps, `[B, ..., D H W]` -> `[B, C, D, kD, H, kH, W, kW]`."""
+        return products.view(len(products), -1, *self.kernel_size, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)

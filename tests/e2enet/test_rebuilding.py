@@ -117,12 +117,27 @@ def test_both_ways_have_the_same_state_dict_and_predict_the_same():
         assert all(torch.equal(a, b) for a, b in zip(ours.eval()(x), plain.eval()(x), strict=True))
 
 
-def test_the_pool_without_gradients_is_torchs():
-    x = torch.randn(2, 3, 7, 8, 9)
-    x[0], x[1, 0, 2, 3, 4] = 1, float("nan")
-    for sizes in ((1, 2, 2), (2, 2, 2), (3, 2, 1)):
-        expected = torch.nn.functional.max_pool3d(x, sizes, sizes)
-        torch.testing.assert_close(rebuilding._maxima(x, sizes), expected, rtol=0, atol=0, equal_nan=True)
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 1, 1)])
+def test_the_pool_is_torchs_and_so_is_its_gradient(sizes):
+    """Of many equal values, as bfloat16 has, the first in the order of D, H, W gets it."""
+    torch.manual_seed(0)
+    for shape, dtype in (((2, 3, 7, 8, 9), torch.float32), ((1, 4, 8, 6, 5), torch.bfloat16)):
+        x = torch.randint(-2, 2, shape).to(dtype).requires_grad_()
+        expected = torch.nn.functional.max_pool3d(x.float(), sizes, sizes).to(dtype)
+        found = rebuilding._Maxima.apply(x, sizes)
+        assert torch.equal(found, expected) and torch.equal(rebuilding._maxima(x, sizes), expected)
+        gradient = torch.randn_like(expected)
+        assert torch.equal(*(torch.autograd.grad(y, x, gradient)[0] for y in (found, expected)))
+    with torch.no_grad():
+        x[0, 1, 2, 3, 4] = float("nan")
+    expected = torch.nn.functional.max_pool3d(x.float(), sizes, sizes).to(x.dtype)
+    for y in (rebuilding._Maxima.apply(x, sizes), rebuilding._maxima(x, sizes)):
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_pool_of_other_windows_is_torchs_own():
+    pools = [nn.MaxPool3d(3, 3), nn.MaxPool3d((2, 2, 3), (2, 2, 3)), nn.MaxPool3d(2, 1), nn.MaxPool3d(2)]
+    assert [rebuilding._pools_by_maxima(pool, torch.empty(1)) for pool in pools] == [False, False, False, True]
 
 
 # memory

@@ -10,11 +10,12 @@ from e2enet.small import active_in
 from torch import nn
 
 from nnunet_ext.costs.complexity import active_share, complexity_report, complexity_text, count_flops, count_parameters
-from nnunet_ext.e2enet import shared_inputs
+from nnunet_ext.e2enet import rebuilding, shared_inputs
 from nnunet_ext.e2enet.depth_shift import add_shifted, channel_shifts, gather_shifted, shifted_concat
 from nnunet_ext.e2enet.masked import MaskedConv3d, MaskedConvTranspose3d, masked_modules
 from nnunet_ext.e2enet.network import E2ENet
 from nnunet_ext.e2enet.shared_inputs import (
+    Read,
     SharedInputConv3d,
     SharedInputConvTranspose3d,
     block_of,
@@ -26,6 +27,13 @@ from nnunet_ext.weights.transfer import transfer
 
 FOUR = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
 CUBES = [[1, 1, 1]] + [[2, 2, 2]] * 5
+
+
+@pytest.fixture(params=["group by group", "at once"])
+def way(request, monkeypatch):
+    """Of the small volumes of these tests, without gradients on a CPU."""
+    if request.param == "group by group":
+        monkeypatch.setattr(shared_inputs, "AT_ONCE", 0)
 
 
 def small(seed=0, channels=1, **options):
@@ -196,7 +204,7 @@ def layer(name, **options):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_is_the_sum_of_its_connections(name, gradients, batch):
+def test_a_layer_is_the_sum_of_its_connections(name, gradients, batch, way):
     module, transposed = layer(name)
     x = torch.randn(batch, 7, 3, 4, 5, dtype=torch.float64)
     with torch.set_grad_enabled(gradients):
@@ -218,13 +226,14 @@ def test_the_dense_weight_has_the_values_and_zeros_elsewhere(name):
     torch.testing.assert_close(module(x), dense, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("on_a_cpu", [True, False])
+@pytest.mark.parametrize(("on_a_cpu", "at_once"), [(True, 0), (True, 4096), (False, 0)])
 @pytest.mark.parametrize("channels", [(3, 4), (7,)])
 @pytest.mark.parametrize("wanted", [(True, True, True), (False, True, True), (True, False, False)])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ["1x3x3", "3x1x3", "3x3x3", "no bias"])
-def test_the_gradients_of_a_layer_are_autograds(name, batch, wanted, channels, on_a_cpu, monkeypatch):
-    """Also by the way that other devices take, through the concatenation."""
+def test_the_gradients_of_a_layer_are_autograds(name, batch, wanted, channels, on_a_cpu, at_once, monkeypatch):
+    """Also by the way that other devices take, through the concatenation, and that of small volumes."""
+    monkeypatch.setattr(shared_inputs, "AT_ONCE", at_once)
     monkeypatch.setattr(shared_inputs, "_reads_sources", lambda x: on_a_cpu)
     module, _ = layer(name)
     sources = [torch.randn(batch, n, 3, 4, 5, dtype=torch.float64, requires_grad=True) for n in channels]
@@ -317,7 +326,7 @@ def assert_close(found, expected, limit):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("shape", "options"), CASES.values(), ids=CASES.keys())
-def test_outputs_and_gradients_are_those_of_dense_convolutions_with_zeros(shape, options, dtype):
+def test_outputs_and_gradients_are_those_of_dense_convolutions_with_zeros(shape, options, dtype, way):
     """Lean and plain, with slots in any order; of the dense weights' gradients those of what is active."""
     network = small(channels=shape[1], **options).to(dtype)
     for _, module in masked_modules(network):
@@ -342,7 +351,7 @@ def test_outputs_and_gradients_are_those_of_dense_convolutions_with_zeros(shape,
         torch.testing.assert_close(network(x)[0], expected[0][0], atol=limit, rtol=limit)
 
 
-def test_gradients_under_autocast_are_those_of_the_plain_formulation():
+def test_gradients_under_autocast_are_those_of_the_plain_formulation(way):
     network = small(features_per_stage=[8, 12, 16, 16], connection_block=4)
     plain = copy.deepcopy(network)
     for block in plain.modules():
@@ -374,8 +383,9 @@ def test_gradients_reach_the_image_and_leave_out_what_is_frozen():
     assert_close(*results, 2e-4)
 
 
-def test_a_step_builds_no_concatenation():
+def test_a_step_builds_no_concatenation(monkeypatch):
     """Nothing that a lean step makes has as many channels as a node reads; the plain way does."""
+    monkeypatch.setattr(shared_inputs, "AT_ONCE", 0)
     network = small(features_per_stage=[16, 18, 20, 22], connection_block=8)
     made = []
 
@@ -393,6 +403,61 @@ def test_a_step_builds_no_concatenation():
     with Watch():
         small(features_per_stage=[16, 18, 20, 22], connection_block=8, memory_efficient=False)(x)
     assert max(made) >= 32
+
+
+def test_what_no_group_reads_is_neither_up_convolved_nor_pooled(monkeypatch):
+    """Counted over a step: each up-convolution and each pooling makes the channels that its convolution reads."""
+    monkeypatch.setattr(shared_inputs, "AT_ONCE", 0)
+    network = small(features_per_stage=[16, 18, 20, 22], sparsity=0.9, connection_block=8)
+    made, read = [], []
+    for module in network.modules():
+        if isinstance(module, SharedInputConvTranspose3d):
+            taps = module._taps
+            monkeypatch.setattr(module, "_taps", lambda y, size, taps=taps: made.append(taps(y, size)) or made[-1])
+    pool = rebuilding._maxima
+    monkeypatch.setattr(rebuilding, "_maxima", lambda x, sizes: made.append(pool(x, sizes)) or made[-1])
+    x = torch.randn(1, 1, 8, 16, 16, requires_grad=True)
+    outputs = network(x)
+    for node in (node for column in network.fusion for node in column):
+        reads = node.convs[0].conv.inputs.unique()
+        forward, up, _ = node.directions
+        of_up, of_down = ((reads >= forward) & (reads < forward + up)).sum(), (reads >= forward + up).sum()
+        read += [max(1, int(of_up))] + ([max(1, int(of_down))] if node.down is not None else [])
+    assert (
+        sum(part.shape[1] for part in made)
+        == sum(read)
+        < 0.6 * sum(sum(node.directions[1:]) for column in network.fusion for node in column)
+    )
+    plain = copy.deepcopy(network)
+    for block in plain.modules():
+        block.memory_efficient = False
+    sum(output.sin().mean() for output in outputs).backward()
+    found, x.grad = x.grad, None
+    sum(output.sin().mean() for output in plain(x)).backward()
+    torch.testing.assert_close(found, x.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_what_is_read_of_sources_that_are_made_for_a_convolution():
+    module = SharedInputConv3d(9, 4, (1, 3, 3), 1, (0, 1, 1), density=0.22, connection_block=2)
+    module.inputs.copy_(torch.tensor([[4, 0], [8, 4]]))
+    read = Read.of(module, [3, 4, 2], [(3, -1), (3, 0), (3, 1)], [False, True, True])
+    assert [None if rows is None else rows.tolist() for rows in read.rows] == [None, [1], [1]]
+    assert read.inputs.tolist() == [[3, 0], [4, 3]] and list(read.shifts) == [(3, -1), (1, 0), (1, 1)]
+    unread = Read.of(module, [5, 3, 1], [], [False, True, False])
+    assert unread.rows[1].tolist() == [0] and unread.inputs.tolist() == [[4, 0], [6, 4]] and list(unread.shifts) == []
+
+
+@pytest.mark.parametrize("name", ["up", "up by three, no bias"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_some_outputs_of_an_up_convolution_are_those_of_all(name, batch):
+    module, _ = layer(name, connection_block=2)
+    x = torch.randn(batch, 7, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([0, 1, 5])  # of three groups the second gives none
+    found, expected = module(x, rows=rows), module(x)[:, rows]
+    torch.testing.assert_close(found, expected)
+    gradient, leaves = torch.randn_like(expected), [x, *module.parameters()]
+    for ours, theirs in zip(*(torch.autograd.grad(y, leaves, gradient) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["fusion.0.1.up", "fusion.0.1.convs.0.conv"])
