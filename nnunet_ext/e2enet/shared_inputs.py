@@ -250,7 +250,7 @@ class SharedInputConv3d(SharedInputs, nn.Conv3d):
         x, weight = self.gather(sources, shifts), values.flatten(0, 1)
         asked = [*wanted[:2], wanted[2] and self.bias is not None]
         gx, gw, gb = convolution_gradients(self._all_groups(), gradient, x, weight, asked)
-        of_values = None if gw is None else gw.view_as(values).to(values.dtype)
+        of_values = None if gw is None else gw.reshape(values.shape).to(values.dtype)
         if gx is None:
             return None, of_values, gb
         of_all = gx.new_zeros(len(gx), sum(channels), *gx.shape[2:]).index_add_(1, self.inputs.flatten(), gx)
