@@ -167,8 +167,7 @@ class MedDANetTrainer(ExtTrainer):
         for part in (*self.net.candidates, self.net.decision):
             learns = any(part is other for other in learning)
             part.train(learns).requires_grad_(learns)
-        if self.decides and self.device.type == "cpu":
-            self.net.arrange_for_cpus()  # from the phase's first step on, so that --c rounds in the same way
+        self.net.arrange_for_cpus(False)  # as a validation leaves it, steps would round otherwise than after --c
         if self.decides and self.options.labels == "once" and self._labelled is None:
             self._label()
         # Dropout and the choice of slices are then the same after --c, and differ between ranks.

@@ -237,16 +237,18 @@ class MedDANet(nn.Module):
             return count
         return min(1 << (count - 1).bit_length(), len(slices))
 
-    def arrange_for_cpus(self) -> None:
+    def arrange_for_cpus(self, arranged: bool = True) -> None:
         """Channels last in memory, where torch's convolutions are faster so: U-Nets by a tenth, decisions by half.
 
-        They then round otherwise. Done once, by the first pass that routes if not before; not for compiled candidates.
+        They then round otherwise, and BatchNorm in training by more. The first pass that routes does it, but not with
+        compiled candidates; `arranged=False` takes it back.
         """
-        if self._for_cpus or self._compiled:
+        if self._for_cpus == arranged or self._compiled:
             return
+        form = torch.channels_last if arranged else torch.contiguous_format
         for part in (self.decision, *(candidate for candidate in self.candidates if isinstance(candidate, UNet2D))):
-            part.to(memory_format=torch.channels_last)
-        self._for_cpus = True
+            part.to(memory_format=form)
+        self._for_cpus = arranged
 
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
         """Runs candidates, and decision networks, of other packages on torch's meta device.
