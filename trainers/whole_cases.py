@@ -86,12 +86,12 @@ def corners(shape: Sequence[int], size: Sequence[int]) -> list[list[int]]:
 
     A window that is larger than the image lies around its middle, and begins before it.
     """
-    found = []
-    for whole, part in zip(shape, size, strict=True):
-        steps = max(1, -(-whole // part))
-        free = whole - part
-        found.append([free // 2] if steps == 1 else [round(free * k / (steps - 1)) for k in range(steps)])
-    return found
+    pairs = list(zip(shape, size, strict=True))
+    steps = compute_steps_for_sliding_window(tuple(map(max, pairs)), tuple(size), 1.0)
+    return [
+        [int(step) + min(0, whole - part) // 2 for step in axis]
+        for axis, (whole, part) in zip(steps, pairs, strict=True)
+    ]
 
 
 class StoredSlices:
