@@ -30,15 +30,19 @@ def case_of(
             what is in the box is read where nnU-Net's format allows.
     """
     image, segmentation, previous, _ = dataset.load_case(name)
-    image, segmentation = _cut(image, box), _cut(segmentation, box)[:1]
-    if cascaded:
-        before = convert_labelmap_to_one_hot(_cut(previous, box), labels.foreground_labels, image.dtype)
-        image = np.vstack((image, before))
+    image, segmentation = _image_of(image, previous, labels, cascaded, box), _cut(segmentation, box)[:1]
     segmentation = np.where(segmentation < 0, 0, segmentation)  # outside of the nonzero mask
     if labels.has_regions:
         wanted = [*labels.foreground_regions, *([labels.ignore_label] if labels.has_ignore_label else [])]
         segmentation = np.concatenate([np.isin(segmentation, np.atleast_1d(values)) for values in wanted])
     return torch.from_numpy(image), torch.from_numpy(segmentation.astype(np.int16))
+
+
+def _image_of(image: Any, previous: Any, labels: LabelManager, cascaded: bool, box: Box | None) -> np.ndarray:
+    image = _cut(image, box)
+    if not cascaded:
+        return image
+    return np.vstack((image, convert_labelmap_to_one_hot(_cut(previous, box), labels.foreground_labels, image.dtype)))
 
 
 def _cut(stored: Any, box: Box | None) -> np.ndarray:
@@ -107,10 +111,8 @@ class StoredSlices:
         self.dataset, self.size, self.labels, self.cascaded = dataset, size, labels, cascaded
         self.names = sorted(dataset.identifiers)
 
-    def _read(self, number: int, z: tuple[int, int], y: int, x: int) -> tuple[Tensor, Tensor]:
-        box = z, (y, y + self.size[0]), (x, x + self.size[1])
-        image, target = case_of(self.dataset, self.names[number], self.labels, self.cascaded, box)
-        return image.float().transpose(0, 1), target.transpose(0, 1)
+    def _box(self, z: tuple[int, int], y: int, x: int) -> Box:
+        return z, (y, y + self.size[0]), (x, x + self.size[1])
 
     def of_case(self, number: int) -> Iterator[Tile]:
         """All slices of a case, those with the same window together.
@@ -124,8 +126,15 @@ class StoredSlices:
         for y in rows:
             for x in columns:
                 places = torch.tensor([[number, z, y, x] for z in range(depth)])
-                yield places, *self._read(number, (0, depth), y, x)
+                box = self._box((0, depth), y, x)
+                image, target = case_of(self.dataset, self.names[number], self.labels, self.cascaded, box)
+                yield places, image.float().transpose(0, 1), target.transpose(0, 1)
 
     def at(self, places: Tensor) -> Tensor:
         """The slices `[N, C, H, W]` at `places` `[N, 4]`."""
-        return torch.cat([self._read(number, (z, z + 1), y, x)[0] for number, z, y, x in places.tolist()])
+        slices = []
+        for number, z, y, x in places.tolist():
+            image, _, previous, _ = self.dataset.load_case(self.names[number])
+            image = _image_of(image, previous, self.labels, self.cascaded, self._box((z, z + 1), y, x))
+            slices.append(torch.from_numpy(image).float()[:, 0])
+        return torch.stack(slices)
